@@ -41,11 +41,12 @@ class DicomError(IchError):
     def __init__(self,
         reason: str, # short name of what is wrong, a key of `dicom.REASONS`
         detail: str = '', # what was found, without patient data
+        row: dict|None = None, # the header, where it could still be read
     ):
         super().__init__(f'{reason}: {detail}' if detail else reason)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.row = reason, detail, row or {}
 
-    def __reduce__(self): return type(self), (self.reason, self.detail)  # worker processes send it back by pickle
+    def __reduce__(self): return type(self), (self.reason, self.detail, self.row)  # worker processes send it back by pickle
 
 # %% ../nbs/00_core.ipynb #0b4b8b0b
 def choose(
@@ -114,8 +115,10 @@ def sha256(
     fn: str|Path, # file to read
 ) -> str: # 64 hexadecimal digits
     "Hash a file's content."
-    with open(fn, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest() if sys.version_info >= (3, 11) \
-        else hashlib.sha256(f.read()).hexdigest()
+    digest = hashlib.sha256()
+    with open(fn, 'rb') as f:
+        while block := f.read(1 << 20): digest.update(block)
+    return digest.hexdigest()
 
 # %% ../nbs/00_core.ipynb #dd79e902
 def in_notebook() -> bool: # True inside Jupyter, Colab or Kaggle

@@ -6,16 +6,14 @@
 __all__ = ['REASONS', 'AIR', 'WINDOWS', 'read_dataset', 'header_row', 'read_header', 'sign_extend', 'is_wrapped', 'to_hu',
            'read_slice', 'read_hu', 'window', 'pct_window', 'brain_box', 'crop_resize', 'hist_bins', 'hist_scaled']
 
-# %% ../nbs/01_dicom.ipynb #994bb3b3
+# %% ../nbs/01_dicom.ipynb #70870ba8
 import io
 import os
 import warnings
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 
 from .core import DicomError
 
@@ -39,14 +37,15 @@ def read_dataset(
     pixels: bool = True, # False stops before the pixel data
 ) -> pydicom.Dataset: # raises `DicomError`: unreadable, not_dicom, bad_header
     "Read one DICOM file into a pydicom data set."
-    try: raw = fn if isinstance(fn, bytes) else Path(fn).read_bytes()
+    try: file = io.BytesIO(fn) if isinstance(fn, bytes) else open(fn, 'rb')
     except OSError as e: raise DicomError('unreadable', e.strerror or type(e).__name__) from e
-    try:
-        try: return pydicom.dcmread(io.BytesIO(raw), stop_before_pixels=not pixels)
-        except InvalidDicomError: ds = pydicom.dcmread(io.BytesIO(raw), stop_before_pixels=not pixels, force=True)
-    except Exception as e:  # pydicom raises a dozen kinds of errors on damaged files
-        raise DicomError('not_dicom' if raw[128:132] != b'DICM' else 'bad_header', type(e).__name__) from e
-    if not ('Modality' in ds or 'SOPClassUID' in ds): raise DicomError('not_dicom', 'neither a preamble nor a modality')
+    with file:
+        preamble = file.read(132)[128:] == b'DICM'
+        file.seek(0)
+        try: ds = pydicom.dcmread(file, stop_before_pixels=not pixels, force=not preamble)
+        except Exception as e:  # pydicom raises a dozen kinds of errors on damaged files
+            raise DicomError('bad_header' if preamble else 'not_dicom', type(e).__name__) from e
+    if not (preamble or 'Modality' in ds or 'SOPClassUID' in ds): raise DicomError('not_dicom', 'no preamble and no modality')
     if 'TransferSyntaxUID' not in ds.file_meta:
         implicit, little = ds.original_encoding
         ds.file_meta.TransferSyntaxUID = '1.2.840.10008.1.2' if implicit else f"1.2.840.10008.1.2.{1 if little else 2}"
@@ -99,7 +98,7 @@ def header_row(
 
 def read_header(
     fn: str|os.PathLike|bytes, # a file, or its content
-) -> dict: # see `header_row`
+) -> dict: # see `header_row`; raises `DicomError`
     "Read the header of one file, without decoding its pixels."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # pydicom warns of every UID that is none, and RSNA has nothing else
@@ -161,13 +160,14 @@ def _padding(ds, px: np.ndarray) -> np.ndarray:
 # %% ../nbs/01_dicom.ipynb #e988533e
 def read_slice(
     fn: str|os.PathLike|bytes, # a file, or its content
-) -> tuple[dict, np.ndarray]: # header row with `px_fixed`, and int16 (rows, columns) in HU; raises `DicomError`
+) -> tuple[dict, np.ndarray]: # header row with `px_fixed`, and int16 (rows, columns) in HU; raises `DicomError`, with the header in `row` where only the pixels fail
     "Read header and pixels of one CT slice in one pass."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # as in `read_header`
         ds = read_dataset(fn)
         row = header_row(ds)
-        hu, row['px_fixed'] = to_hu(ds)
+        try: hu, row['px_fixed'] = to_hu(ds)
+        except DicomError as e: raise DicomError(e.reason, e.detail, row) from e
     return row, hu
 
 def read_hu(

@@ -1,0 +1,49 @@
+# Every target does its own set-up: a virtual environment in .venv, made once and again when a pin changes.
+PYTHON ?= python3
+VENV ?= .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+STAMP := $(VENV)/.installed
+export PYTHONUNBUFFERED = 1
+export MPLBACKEND = Agg
+
+
+.PHONY: run test check prepare readme clean help
+
+help:
+	@echo 'make run    the whole road on synthetic patients: data, cleaning, training, report'
+	@echo 'make test   notebooks, then pytest'
+	@echo 'make check  notebooks are clean and exported, then make test'
+	@echo 'make readme README.md from nbs/index.ipynb'
+
+$(STAMP): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo 'ich_fastai needs Python 3.10 or newer: make PYTHON=python3.11 ...'; exit 1)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q --python $(VENV) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c "open('$(STAMP)', 'w').close()"
+
+run: $(STAMP)
+	$(BIN)/ich demo
+
+test: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python -m pytest -q tests
+
+check: $(STAMP)
+	$(MAKE) prepare
+	git diff --exit-code
+	$(MAKE) test
+
+prepare: $(STAMP)
+	$(BIN)/nbdev_clean
+	$(BIN)/nbdev_export
+
+readme: $(STAMP)
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,33 @@
+"What several tests use: a small phantom set, raw and cleaned, made once."
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+REAL = Path(os.environ.get('ICH_REAL_DATA', ROOT.parent/'shared'/'data'))
+
+
+@pytest.fixture(scope='session')
+def raw(tmp_path_factory):
+    "RSNA layout: `stage_2_train/` and `stage_2_train.csv`."
+    from ich_fastai.phantom import write_phantom
+    out = tmp_path_factory.mktemp('phantom')/'set'
+    write_phantom(out, patients=8, seed=7, size=128, n_slices=10, workers=1)
+    return out
+
+
+@pytest.fixture(scope='session')
+def cleaned(raw, tmp_path_factory):
+    "The same, cleaned to 64 px with labels."
+    from ich_fastai.clean import clean_dicoms
+    out = tmp_path_factory.mktemp('cleaned')/'clean'
+    clean_dicoms(raw/'stage_2_train', out, labels=raw/'stage_2_train.csv', size=64, workers=1)
+    return out
+
+
+@pytest.fixture
+def real():
+    "Folder of small real inputs, which are not part of the repository."
+    if not REAL.is_dir(): pytest.skip(f'no real data at {REAL} (set ICH_REAL_DATA)')
+    return REAL
