@@ -22,7 +22,7 @@ def make_person(
     u, g = lambda a, b: float(rng.uniform(a, b)), lambda m, sd: float(rng.normal(m, sd))
     return dict(age=age, scale=g(1, .035), wide=g(1, .035), egg=u(.0006, .0018), bone=u(4.5, 8.5), bone_hu=u(1000, 1700),
         scalp=u(3, 7), gap=.4 + 3*age**2*u(.3, 1), vent=.55 + .8*age**1.5*u(.4, 1.3), wm=g(28, 1), gm=g(36.5, 1.2), csf=u(4, 10),
-        muscle=u(48, 66), shift=g(0, 2.6), noise=u(2.6, 5.6), patchy=u(.6, 2.2), cup=u(0, 3), rim=u(2, 14))
+        muscle=u(48, 66), shift=g(0, 2.6), noise=u(2.6, 5.6), patchy=u(.5, 1.7), cup=u(0, 3), rim=u(1, 9))
 
 # %% ../nbs/01c_anatomy.ipynb #67729501
 def add_surfaces(

@@ -7,19 +7,19 @@ __all__ = ['PLACES', 'BLEEDS', 'LOOKALIKES', 'blood_hu', 'blood_ml', 'surface_po
            'draw_subdural', 'draw_subarachnoid', 'draw_intraparenchymal', 'draw_intraventricular', 'draw_calcium',
            'draw_shading']
 
-# %% ../nbs/01d_bleeds.ipynb #28634499
+# %% ../nbs/01d_bleeds.ipynb #6b7c455e
 import math
 
 import numpy as np
 
 from .scene import Scene, ellipsoid, tube, wave
 
-# %% ../nbs/01d_bleeds.ipynb #511867f4
+# %% ../nbs/01d_bleeds.ipynb #58d0f717
 def blood_hu(
     rng: np.random.Generator, # source of chance
 ) -> float: # HU
     "Draw the density of a bleed: mostly fresh, now and then as dense as brain."
-    return float(rng.uniform(38, 46) if rng.uniform() < .1 else rng.uniform(48, 76))
+    return float(rng.uniform(38, 46) if rng.uniform() < .08 else rng.uniform(52, 80))
 
 def blood_ml(
     rng: np.random.Generator, # source of chance
@@ -35,7 +35,7 @@ def surface_point(
 ) -> tuple: # direction from the middle of the vault, and the point of the inner table there
     "Draw a place on the inner table of the skull."
     u = s.rng.uniform
-    n = (side*float(u(.55, 1)), float(u(-.8, .8)), float(u(low, .75)))
+    n = (side*float(u(.55, 1)), float(u(-.8, .8)), float(u(low, .95)))
     n = tuple(v/math.sqrt(sum(m*m for m in n)) for v in n)
     r = 1/math.sqrt(sum((v/a)**2 for v, a in zip(n, c['radii'])))
     return n, (r*n[0], r*n[1], 14 + r*n[2])
@@ -47,7 +47,7 @@ def distance(
     "Return the distance from a point."
     return np.sqrt(sum((o - m)**2 for o, m in zip(s.p, at)))
 
-# %% ../nbs/01d_bleeds.ipynb #46f570f8
+# %% ../nbs/01d_bleeds.ipynb #ff548bbf
 def draw_epidural(
     s: Scene, # to draw on
     c: dict, # surfaces of the head
@@ -83,7 +83,7 @@ def draw_subdural(
         f = np.minimum(np.minimum(crescent - c['depth'], side*c['mid'] - 1), c['above'])
     s.solid(np.minimum(f, c['depth'] + .3), blood_hu(s.rng), 'subdural')
 
-# %% ../nbs/01d_bleeds.ipynb #e89fc13a
+# %% ../nbs/01d_bleeds.ipynb #07423736
 def draw_subarachnoid(
     s: Scene, # to draw on
     c: dict, # surfaces of the head
@@ -96,12 +96,12 @@ def draw_subarachnoid(
     near = 14*ml**(1/3) - distance(s, at) + s.cloud(22)*3
     if basal: s.solid(np.minimum(c['cisterns'] + .8, near), hu, 'subarachnoid')
     deep = np.clip(1.3 - c['vault']*(1/20), 0, 1)*np.clip(c['depth'] - .3, 0, 1)*(c['above'] > 0)
-    s.sheet(c['sulci'], np.maximum(c['width'], 1.1*deep)*np.clip(near*(1/6), 0, 1), hu, 'subarachnoid')
+    s.sheet(c['sulci'], np.maximum(c['width'], 1.25*deep)*np.clip(near*(1/6), 0, 1), hu, 'subarachnoid')
     s.solid(np.minimum(c['gap'] + .4 - c['depth'], np.minimum(near, c['depth'])), hu, 'subarachnoid')
 
-# %% ../nbs/01d_bleeds.ipynb #b421090a
-PLACES = ((25, -2, 12, .2), (12, 9, 14, .1), (25, -48, 28, .12), (42, -2, -6, .12), (30, 30, 50, .12), (26, 58, 20, .08), (22, 52, -20, .1),
-    (24, -55, 8, .08), (30, -10, 58, .06), (2, 12, -16, .02))  # x, y, z in mm, and how often a bleed sits there
+# %% ../nbs/01d_bleeds.ipynb #486c744d
+PLACES = ((25, -2, 12, .15), (12, 9, 14, .08), (25, -48, 34, .1), (40, -6, -12, .14), (30, 30, 54, .1), (26, 58, 20, .06), (22, 52, -24, .16),
+    (24, -55, 10, .06), (30, -10, 60, .12), (2, 12, -16, .03))  # x, y, z in mm, and how often a bleed sits there
 
 def draw_intraparenchymal(
     s: Scene, # to draw on
@@ -136,7 +136,7 @@ def draw_intraventricular(
 BLEEDS = dict(epidural=draw_epidural, intraparenchymal=draw_intraparenchymal, intraventricular=draw_intraventricular,
     subarachnoid=draw_subarachnoid, subdural=draw_subdural)
 
-# %% ../nbs/01d_bleeds.ipynb #6da25066
+# %% ../nbs/01d_bleeds.ipynb #30ec8b0f
 LOOKALIKES = ('choroid', 'pineal', 'falx', 'ganglia', 'sinus', 'streaks', 'infarct')
 
 def draw_calcium(
@@ -166,7 +166,8 @@ def draw_shading(
     if 'streaks' in kinds:
         across = x*float(u(-1, 1)) + y + s.cloud(60)*6
         near = np.clip(1.5 - np.abs(z - float(u(-20, 55)))*(1/9), 0, 1)*(c['depth'] > -8)
-        s.extra += wave(across*(1/float(u(14, 30))))*near*float(u(8, 20))
+        beam = np.clip(1.4 - np.abs(across - float(u(-40, 40)))*(1/22), 0, 1)
+        s.extra += wave(across*(1/float(u(14, 30))))*near*beam*float(u(8, 20))
     if 'infarct' in kinds:
         at = (float(s.rng.choice([-1, 1]))*float(u(30, 55)), float(u(-45, 55)), float(u(5, 50)))
         f = ellipsoid(s.p, at, tuple(float(u(8, 26)) for _ in range(3))) + s.cloud(14)*3

@@ -26,7 +26,7 @@ from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat
 from fastai.metrics import AccumMetric
 
-from .core import IchError, atomic, in_notebook
+from .core import IchError, atomic, in_notebook, plain
 from .metrics import accuracy_multi, auc
 from .models import create_model, save_weights, split_body_head
 
@@ -131,7 +131,7 @@ class KeepRun(Callback):
     def _save_state(self):
         opt = self.opt.state_dict()
         state = dict(stage=self.stage, epoch=self.epoch + 1, best=self.best, lr=self.info['lr_max'], model=self.model.state_dict(),
-                     opt=dict(state=list(opt['state']), hypers=[dict(o) for o in opt['hypers']]))
+                     opt=dict(state=list(opt['state']), hypers=plain([dict(o) for o in opt['hypers']])))
         with atomic(self.path/'state.pth') as tmp: torch.save(state, tmp)
 
 def _line(row: dict) -> str:
@@ -144,7 +144,7 @@ def find_lr(
     num_it: int = 100, # steps of the finder
 ) -> float: # the rate to train with
     "Run the learning rate finder and keep its curve."
-    with learn.no_logging(): found = learn.lr_find(suggest_funcs=(valley, minimum), num_it=num_it, show_plot=False)
+    with learn.no_logging(): found = learn.lr_find(suggest_funcs=(valley,), num_it=num_it, show_plot=False)
     curve = pd.DataFrame(dict(lr=learn.recorder.lrs, loss=[float(o) for o in learn.recorder.losses]))
     curve.to_csv(path/'lr_find.csv', index=False, lineterminator='\n')
     return float(found.valley)

@@ -36,27 +36,29 @@ def predict_frame(
 def measure(
     preds: pd.DataFrame, # see `predict_frame`
     vocab: Sequence[str], # its labels
+    *,
     thresh: float = .5, # where a probability becomes a yes
     sensitivity: float = .9, # wanted on the validation side for the second operating point
+    prior: Sequence[float]|None = None, # prevalence of each label among the training images, for the baseline of the log loss
     n: int = 1000, # bootstrap resamples of patients
 ) -> dict: # `metrics.report_card` of the test side (or of `valid` where there is none), `on`, and `operating`
     "Measure predictions on patients that nothing was chosen by."
     on = 'test' if (preds.split == 'test').any() else 'valid'
-    card = dict(on=on, **_card(preds[preds.split == on], vocab, thresh, n))
+    card = dict(on=on, **_card(preds[preds.split == on], vocab, thresh, n, prior))
     choose = preds[preds.split == 'valid']
     points = {}
     for o in vocab:
         y = choose[f'y_{o}']
         if 0 < y.sum() < len(y): points[o] = threshold_for_sensitivity(y.to_numpy(), choose[f'p_{o}'].to_numpy(), sensitivity)
-    at = _card(preds[preds.split == on], vocab, {o: points.get(o, thresh) for o in vocab}, n)
+    at = _card(preds[preds.split == on], vocab, {o: points.get(o, thresh) for o in vocab}, n, prior)
     keys = 'sensitivity', 'sensitivity_ci', 'specificity', 'specificity_ci'
     card['operating'] = {o: dict(threshold=t, chosen_on='valid', wanted_sensitivity=sensitivity, **{k: at['labels'][o][k] for k in keys})
                          for o, t in points.items()}
     return card
 
-def _card(preds, vocab, thresh, n) -> dict:
+def _card(preds, vocab, thresh, n, prior) -> dict:
     y, p = (preds[[f'{k}_{o}' for o in vocab]].to_numpy(float) for k in 'yp')
-    return report_card(y, p, vocab, groups=preds.group.to_numpy(), thresh=thresh, n=n)
+    return report_card(y, p, vocab, groups=preds.group.to_numpy(), thresh=thresh, n=n, prior=prior)
 
 # %% ../nbs/09b_measure.ipynb #5342ad80
 def grey_stats(
@@ -90,4 +92,4 @@ def grey_baseline(
         model = RandomForestClassifier(300, min_samples_leaf=3, random_state=seed, n_jobs=1).fit(x[train], y[train])
         preds[f'p_{o}'] = model.predict_proba(x[~train])[:, 1] if len(model.classes_) == 2 else y[train][0]
         preds[f'y_{o}'] = y[~train]
-    return measure(preds, vocab, n=n)
+    return measure(preds, vocab, prior=df.loc[train, list(vocab)].mean().tolist(), n=n)

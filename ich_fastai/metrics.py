@@ -226,8 +226,8 @@ def report_card(
     vocab = (vocab,) if isinstance(vocab, str) else tuple(vocab)
     y, p, ids = check_preds(y, p, groups)
     n_groups = int(ids.max()) + 1
-    for what, o in (('labels', vocab), ('priors', prior)):
-        if o is not None and len(o) != y.shape[1]: raise FrameError(f'{y.shape[1]} columns, {len(o)} {what}: give one each.')
+    for what, o in (('labels', vocab), ('priors', vocab if prior is None else prior)):
+        if len(o) != y.shape[1]: raise FrameError(f'{y.shape[1]} columns, {len(o)} {what}: give one each.')
     cuts = {v: thresh.get(v) if isinstance(thresh, Mapping) else thresh for v in vocab}
     if None in cuts.values(): raise FrameError(f"give thresh for {', '.join(v for v in vocab if cuts[v] is None)} too.")
 

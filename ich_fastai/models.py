@@ -57,7 +57,7 @@ archs = {
     'resnet50': Arch(tv.resnet50, -2, 128, 'torchvision', 'He 2016, arXiv 1512.03385'),
     'resnet101': Arch(tv.resnet101, -2, 64, 'torchvision', 'He 2016, arXiv 1512.03385'),
     'xresnet18': Arch(xresnet18, -4, 128, '', 'He 2019, arXiv 1812.01187; built by fastai'),
-    'resnet10_narrow': Arch(_narrow, -2, 256, '', "timm's resnet10t at half its width: quick on a CPU from random weights"),
+    'resnet10_narrow': Arch(_narrow, -2, 256, '', "timm's resnet10t at half its width, for CPUs"),
 }
 
 # %% ../nbs/07_models.ipynb #e60528e9
@@ -89,8 +89,8 @@ def read_weights(
                            "weights is 'imagenet', 'none' or a file.")
     try: state = load_file(fn) if fn.suffix == '.safetensors' else torch.load(fn, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as e:
-        raise WeightsError(f'{fn} is refused: it is not a plain state dict but a pickle that could run code, or it is '
-                           'damaged. Save the weights alone, with models.save_weights or torch.save of a state_dict().') from e
+        raise WeightsError(f'{fn} is refused: not a plain state dict but a pickle that could run code, or damaged. '
+                           'Save the weights alone, with models.save_weights or torch.save of a state_dict().') from e
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
         raise WeightsError(f'{fn} cannot be read as weights ({str(e)[:100]}); get the file again.') from e
     for key in ('model', 'state_dict'):  # how fastai's Learner.save and many training scripts wrap it
@@ -161,8 +161,8 @@ def timm_imagenet(
         return timm.create_model(name, pretrained=True, num_classes=0, **given)
     except WeightsError: raise
     except Exception as e:  # the hub's client has its own family of network errors, another in each version
-        raise WeightsError(f"the weights {repo}/{names[0]} could not be had: looked in the Hugging Face cache {hub.constants.HF_HUB_CACHE}, "
-                           f"then asked the hub ({type(e).__name__}: {e}). {WAYS}") from e
+        raise WeightsError(f"the weights {repo}/{names[0]} could not be had: looked in the Hugging Face cache "
+                           f"{hub.constants.HF_HUB_CACHE}, then asked the hub ({type(e).__name__}: {e}). {WAYS}") from e
 
 # %% ../nbs/07_models.ipynb #b9ea7933
 class TimmBody(nn.Module):
@@ -207,7 +207,7 @@ def create_model(
     name: str, # a name of `archs` or of timm
     n_out: int, # numbers to put out, one a label
     weights: str|Path = 'imagenet', # 'imagenet', 'none', or a .pth/.safetensors file
-) -> nn.Module: # body and head; raises `IchError` for an unknown name, `WeightsError` where weights are absent or misfit
+) -> nn.Module: # raises `IchError` for an unknown name, `WeightsError` where weights are absent or do not fit
     "Build a model: the body of a known network and a fresh head of `n_out` outputs."
     arch = find_arch(name)
     if n_out < 1: raise IchError(f'a model needs at least one output, and n_out is {n_out}; give the number of labels.')

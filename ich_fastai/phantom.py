@@ -6,7 +6,7 @@
 __all__ = ['FLAVOURS', 'stored_values', 'hex_id', 'slice_dataset', 'header_style', 'plan_patient', 'write_patient',
            'save_dataset', 'label_rows', 'open_folder', 'write_phantom']
 
-# %% ../nbs/02_phantom.ipynb #a37940c4
+# %% ../nbs/02_phantom.ipynb #310e4a09
 import hashlib
 import os
 from pathlib import Path
@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from .core import LABELS, SUBTYPES, IchError, atomic, n_cpus, progress, read_json, write_json
 from .study import Study, make_study
 
-# %% ../nbs/02_phantom.ipynb #bfd64616
+# %% ../nbs/02_phantom.ipynb #92255526
 FLAVOURS = ('unsigned12', 'signed16', 'wrapped12')
 
 def stored_values(
@@ -36,7 +36,7 @@ def stored_values(
     a[r2[:, None] + r2 > (n/2)**2] = -2000  # outside the scan circle
     return a
 
-# %% ../nbs/02_phantom.ipynb #378d27d9
+# %% ../nbs/02_phantom.ipynb #27d3137d
 def hex_id(
     n: int, # hexadecimal digits
     *parts, # what the id stands for
@@ -85,7 +85,7 @@ def header_style(
     return dict(centre=centre, width=width, implicit=bool(rng.uniform() < .25),
         intercept=str(int(rng.integers(2))) if flavour == 'wrapped12' else '-1024')
 
-# %% ../nbs/02_phantom.ipynb #55e263eb
+# %% ../nbs/02_phantom.ipynb #04d32f4c
 def plan_patient(
     seed: int, # of the set
     patient: int, # 0, 1, ...
@@ -98,7 +98,7 @@ def plan_patient(
     bleeds = () if role > 4 else tuple(sorted({SUBTYPES[role], SUBTYPES[other if more < .5 else role]}))
     return dict(bleeds=bleeds, flavour=flavour)
 
-# %% ../nbs/02_phantom.ipynb #9a841359
+# %% ../nbs/02_phantom.ipynb #cb65c45e
 def write_patient(
     folder: str|Path, # where the .dcm files go
     seed: int, # of the set
@@ -134,11 +134,11 @@ def save_dataset(
     "Write a DICOM file under a temporary name and rename it."
     tmp = fn.with_suffix('.part')
     try:
-        ds.save_as(tmp, implicit_vr=ds.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian, little_endian=True)
+        ds.save_as(tmp, enforce_file_format=True)
         os.replace(tmp, fn)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/02_phantom.ipynb #fdc4fdd4
+# %% ../nbs/02_phantom.ipynb #751cab40
 def label_rows(
     truth: pd.DataFrame, # see `write_phantom`
     seed: int, # decides which rows appear twice
@@ -174,7 +174,7 @@ def write_phantom(
     patients: int = 40, # one study each
     seed: int = 0, # decides everything
     size: int = 512, # pixels in a row
-    n_slices: int|None = None, # slices with head in each study; None draws 26 to 36
+    n_slices: int|None = None, # slices with head in each study; None draws 23 to 29
     workers: int|None = None, # processes; None takes every core
 ) -> dict: # counts; raises `IchError` where `out` holds something else
     "Write a synthetic set in the layout of the RSNA 2019 challenge. A set that is there already is left as it is."

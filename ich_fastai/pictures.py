@@ -32,9 +32,11 @@ def say_labels(
     p, y = (preds[[f'{k}_{o}' for o in labels]].to_numpy(float) for k in 'py')
     said = p == p.max(axis=1, keepdims=True) if exclusive else p > thresh
     def words(yes, scores):
-        some = [o + (f' {s:.2f}' if scores is not None else '') for o, k, s in zip(labels, yes, yes if scores is None else scores) if k]
-        if labels == ['any']: return ('bleed' if yes[0] else 'none') + (f' {scores[0]:.2f}' if scores is not None else '')
-        return ', '.join(some) or 'none' + (f' (highest {max(scores):.2f})' if scores is not None else '')
+        names = ['bleed'] if labels == ['any'] else labels
+        if scores is None: return ', '.join(o for o, k in zip(names, yes) if k) or 'none'
+        most = 'bleed' if labels == ['any'] else 'highest'
+        said = ', '.join(f'{o} {s:.2f}' for o, k, s in zip(names, yes, scores) if k)
+        return said or f'none ({most} {max(scores):.2f})'
     return pd.DataFrame(dict(predicted=[words(*o) for o in zip(said, p)], actual=[words(o, None) for o in y == 1],
                              right=(said == (y == 1)).all(axis=1), wrongness=np.abs(p - y).max(axis=1)), preds.index)
 

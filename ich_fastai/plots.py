@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'GREY', 'TRAIN', 'VALID', 'label_color', 'new_axes', 'figure_uri', 'plot_lr_find', 'kept_epoch',
-           'plot_curves', 'plot_label_counts', 'roc_points', 'roc_band', 'plot_roc', 'plot_aucs']
+           'say_column', 'plot_curves', 'plot_label_counts', 'roc_points', 'roc_band', 'plot_roc', 'plot_aucs']
 
 # %% ../nbs/13a_plots.ipynb #8ea77713
 import base64
@@ -63,13 +63,14 @@ def plot_lr_find(
     "Plot what the learning rate finder saw."
     ax = new_axes('learning rate (log scale)', 'training loss')
     ax.semilogx(curve.lr, curve.loss, color=TRAIN)
-    low, start = curve.loss.min(), curve.loss.head(10).median()
+    calm = curve.loss[len(curve) // 20:len(curve) * 9 // 10]
     # the last steps explode; without a limit they would press the valley flat
-    if start > low: ax.set_ylim(low - .2 * (start - low), start + .8 * (start - low))
+    if len(calm) and calm.max() > calm.min(): ax.set_ylim(*calm.quantile([0, .98]) + np.ptp(calm) * np.array([-.1, .2]))
     if lr:
         ax.axvline(lr, color=VALID, ls='--', lw=1.2)
-        ax.annotate(f'taken: {lr:.1e}', (lr, 1), xycoords=('data', 'axes fraction'), xytext=(4, -2), textcoords='offset points',
-                    va='top', fontsize=9, color=VALID)
+        left = lr > np.sqrt(curve.lr.min() * curve.lr.max())  # the explosion is on the right
+        ax.annotate(f'taken: {lr:.1e}', (lr, 1), xycoords=('data', 'axes fraction'), xytext=(-4 if left else 4, -2),
+                    textcoords='offset points', ha='right' if left else 'left', va='top', fontsize=9, color=VALID)
     return ax.figure
 
 # %% ../nbs/13a_plots.ipynb #59939d3c
@@ -82,6 +83,12 @@ def kept_epoch(
     last = log.valid_loss[log['stage'] == log['stage'].iloc[-1]] if 'stage' in log else log.valid_loss
     return len(log) - 1 if last.isna().all() else int(last.reset_index(drop=True).idxmin()) + len(log) - len(last)
 
+def say_column(
+    name: str, # of a column of the log
+) -> str:
+    "Name a column of the log for people."
+    return dict(auc='AUC', accuracy_multi='accuracy over labels').get(name, name.replace('_', ' '))
+
 def plot_curves(
     log: pd.DataFrame, # a row an epoch
     columns: Sequence[str] = ('train_loss', 'valid_loss'), # what is drawn; those that the log lacks are left out
@@ -93,16 +100,23 @@ def plot_curves(
     if not columns: raise IchError(f'The log has none of these columns; it has {list(log.columns)}.')
     ax, at, best = new_axes('epoch', ylabel), np.arange(1, len(log) + 1), kept_epoch(log, keep)
     for o, color in zip(columns, (TRAIN, VALID, GREY, '#009E73')):
-        ax.plot(at, log[o], color=color, marker='o', ms=3.5, label=o.replace('_', ' '))
-        ax.plot(at[best], log[o].iloc[best], 'o', ms=9, mfc='none', mec='black', label='kept' if o == columns[-1] else None)
-    if 'frozen' in log and log.frozen.any(): ax.axvspan(.5, int(log.frozen.sum()) + .5, color=GREY, alpha=.15, lw=0, label='head only')
+        ax.plot(at, log[o], color=color, marker='o', ms=3.5, label=say_column(o))
+        ax.plot(at[best], log[o].iloc[best], 'o', ms=9, mfc='none', mec='black',
+                label='kept' if o == columns[-1] else None)
+    if 'frozen' in log and log.frozen.any():
+        ax.axvspan(.5, int(log.frozen.sum()) + .5, color=GREY, alpha=.15, lw=0, label='head only')
     if 'size' in log and log['size'].nunique() > 1:
         for i in [0, *np.flatnonzero(log['size'].diff().fillna(0))]:
             if i: ax.axvline(i + .5, color=GREY, ls='--', lw=1)
-            ax.text(i + .6, 1.01, f"{log['size'].iloc[i]:.0f} px", transform=ax.get_xaxis_transform(), fontsize=9, color=GREY)
+            ax.text(i + .6, 1.01, f"{log['size'].iloc[i]:.0f} px", transform=ax.get_xaxis_transform(), fontsize=9,
+                    color=GREY)
+    seen = log[columns].to_numpy(float)
+    if np.nanmin(seen) > 0 and np.nanmax(seen) > 10 * np.nanmin(seen):  # a loss that leapt would hide all others
+        ax.set_yscale('log')
+        ax.set_ylabel(f'{ylabel} (log scale)')
     ax.set_xlim(.5, len(log) + .5)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(fontsize=9, frameon=False)
+    ax.figure.legend(fontsize=9, frameon=False, ncols=2, loc='outside upper center', columnspacing=1)
     return ax.figure
 
 # %% ../nbs/13a_plots.ipynb #02ef49a4
@@ -116,10 +130,11 @@ def plot_label_counts(
         has = df[o].eq(1)
         n, who, known = int(has.sum()), df.group[has].nunique(), int(df[o].notna().sum())
         ax.barh(i, n, color=label_color(o, i))
-        ax.text(n, i, f' {n:,} ({n / max(known, 1):.0%}), {who:,} ' + ('patient' if who == 1 else 'patients'), va='center', fontsize=9)
+        say = f'{n:,} ({n / max(known, 1):.0%}), {who:,} ' + ('patient' if who == 1 else 'patients')
+        ax.annotate(say, (n, i), xytext=(4, 0), textcoords='offset points', va='center', fontsize=9)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()
-    ax.set_xlim(0, 2.1 * max(1, *(df[o].sum() for o in labels)))
+    ax.set_xlim(0, 2.4 * max(1, *(df[o].sum() for o in labels)))
     ax.xaxis.get_major_locator().set_params(integer=True, nbins=5)
     return ax.figure
 
@@ -161,7 +176,7 @@ def plot_roc(
     "Plot ROC curves with a band from drawing patients, and the operating points."
     labels = list(labels or [o[2:] for o in preds if o.startswith('p_')])
     cols = min(3, len(labels))
-    fig = Figure(figsize=(3.3 * cols, 3.4 * -(-len(labels) // cols)), layout='constrained')
+    fig = Figure(figsize=(3.3 * cols, 4.3 * -(-len(labels) // cols)), layout='constrained')
     axs = fig.subplots(-(-len(labels) // cols), cols, squeeze=False).ravel()
     for ax in axs[len(labels):]: ax.set_visible(False)
     for i, (ax, o) in enumerate(zip(axs, labels)):
@@ -172,25 +187,27 @@ def plot_roc(
 def _roc_axes(ax, preds, label, color, row, point, n):
     "One label's curve, band, points and legend."
     y, p = preds[f'y_{label}'].to_numpy(float), preds[f'p_{label}'].to_numpy(float)
-    ax.plot([0, 1], [0, 1], ':', color=GREY, lw=1, label='guessing: 0.5')
+    auc, ci = row.get('auc'), row.get('auc_ci')
+    ax.plot([0, 1], [0, 1], ':', color=GREY, lw=1, label='guessing: AUC 0.5')
     if 0 < y.sum() < len(y):
         band = roc_band(y, p, preds.group.to_numpy(), n)
         if band: ax.fill_between(*band, color=color, alpha=.18, lw=0)
-        ci = row.get('auc_ci')
-        ax.plot(*roc_points(y, p), color=color, lw=1.6, label='AUC ' + (f"{row['auc']:.3f}" if row.get('auc') is not None else '')
-                + (f' [{ci[0]:.3f}, {ci[1]:.3f}]' if ci else ''))
+        said = '' if auc is None else f': AUC {auc:.3f}' + (f' [{ci[0]:.3f}, {ci[1]:.3f}]' if ci else '')
+        ax.plot(*roc_points(y, p), color=color, lw=1.6, label='network' + said)
         for o, t, mark in (row, row.get('thresh'), 'o'), (point or {}, (point or {}).get('threshold'), 'D'):
             if o.get('sensitivity') is not None and o.get('specificity') is not None:
-                ax.plot(1 - o['specificity'], o['sensitivity'], mark, color=color, mec='black', ms=6.5,
-                        label=f'threshold {t:.2g}' + ('' if o is row else ' (from valid)'))
+                ax.plot(1 - o['specificity'], o['sensitivity'], mark, color=color, mec='black', ms=6.5, clip_on=False,
+                        label=f'threshold {t:.2g}' + ('' if o is row else ', chosen on valid'))
     else: ax.text(.5, .55, 'one class only:\nno curve', ha='center', fontsize=9)
-    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect='equal')
+    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect='equal', anchor='N')
     ax.set_title(f'{label}: {int(y.sum())} of {len(y)} positive', fontsize=10)
     ax.set_xlabel('false alarms (1 − specificity)', fontsize=9)
     ax.set_ylabel('found (sensitivity)', fontsize=9)
     ax.tick_params(labelsize=9)
     ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(fontsize=9, frameon=False, loc='lower right', borderaxespad=.1, handlelength=1.2)
+    # below the axes, since a curve may run anywhere within them
+    ax.legend(fontsize=9, frameon=False, loc='upper center', bbox_to_anchor=(.5, -.17), borderaxespad=0,
+              handlelength=1.4)
 
 # %% ../nbs/13a_plots.ipynb #f7b465a5
 def plot_aucs(
@@ -203,7 +220,9 @@ def plot_aucs(
     for i, o in enumerate(labels):
         for one, dy, face, color in (card, -.13, None, label_color(o, i)), (grey or {}, .17, 'white', GREY):
             row = one.get('labels', {}).get(o, {})
-            if row.get('auc') is None: continue
+            if row.get('auc') is None:
+                if one is card: ax.text(.5, i, ' one class only: no AUC', va='center', fontsize=9, color=GREY)
+                continue
             if row.get('auc_ci'): ax.plot(row['auc_ci'], [i + dy] * 2, color=color, lw=1.8, solid_capstyle='butt')
             ax.plot(row['auc'], i + dy, 'o', color=color, mfc=face or color, ms=6)
     ax.axvline(.5, color=GREY, ls=':', lw=1)

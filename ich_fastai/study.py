@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Study', 'noise_tiles', 'slice_noise', 'random_bleeds', 'draw_study', 'geometry', 'make_study', 'scan']
 
-# %% ../nbs/01e_study.ipynb #ef8fe212
+# %% ../nbs/01e_study.ipynb #656fc477
 import math
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from .bleeds import BLEEDS, LOOKALIKES, blood_ml, draw_calcium, draw_shading
 from .core import LABELS, SUBTYPES, IchError, choose
 from .scene import GRID, Scene, paint, snap
 
-# %% ../nbs/01e_study.ipynb #805806ee
+# %% ../nbs/01e_study.ipynb #0b07cefc
 @dataclass(frozen=True)
 class Study:
     "A synthetic head CT study and the truth about it."
@@ -39,7 +39,7 @@ class Study:
         "Sum the blood over the slices."
         return {k: float(v) for k, v in self.slice_ml.sum().items()}
 
-# %% ../nbs/01e_study.ipynb #492bd506
+# %% ../nbs/01e_study.ipynb #283a7eaa
 def noise_tiles(
     rng: np.random.Generator, # source of chance
     size: int, # pixels in a row
@@ -58,7 +58,7 @@ def slice_noise(
     way = [int(v) for v in rng.integers(0, tiles.shape[1], 4)]
     return np.roll(tiles[a], way[:2], (0, 1))*.8 + np.roll(tiles[b], way[2:], (0, 1))*.6
 
-# %% ../nbs/01e_study.ipynb #021dcc2b
+# %% ../nbs/01e_study.ipynb #9b7bb607
 def random_bleeds(
     rng: np.random.Generator, # source of chance
 ) -> tuple: # names of subtypes; empty for every other patient
@@ -88,12 +88,12 @@ def draw_study(
     draw_shading(s, c, lookalikes)
     d = c['depth']
     texture = s.cloud(24)*o['patchy'] + s.cloud(9)*.8 + o['shift']
-    beam = np.clip(1 - d*(1/6), 0, 1)*(1 + s.cloud(40)*.6)*o['rim'] - np.clip(d*(1/60), 0, 1)*o['cup']  # bone hardens the beam: bright rim, dark middle
+    beam = np.clip(1 - d*(1/5), 0, 1)*(1 + s.cloud(40)*.4)*o['rim'] - np.clip(d*(1/60), 0, 1)*o['cup']  # bone hardens the beam: bright rim, dark middle
     s.extra += np.clip(d*(1/3) + 1, 0, 1)*(texture + beam)
     s.noise = snap((np.clip(d*(1/40) + .3, 0, 1)*.45 + np.clip(s.p[2]*(-1/30), 0, 1)*.6 + .75)*(1 + s.cloud(50)*.15)*o['noise'], 64)
     return s
 
-# %% ../nbs/01e_study.ipynb #ad5ea9fc
+# %% ../nbs/01e_study.ipynb #1931f9c8
 def geometry(
     rng: np.random.Generator, # source of chance
     n: int, # slices
@@ -107,12 +107,12 @@ def geometry(
     step = np.array([0, 0, thick/math.cos(a)])
     return np.round(start + step*np.arange(n)[:, None], 6), (1., 0., 0., 0., round(math.cos(a), 6), round(-math.sin(a), 6))
 
-# %% ../nbs/01e_study.ipynb #97f18e25
+# %% ../nbs/01e_study.ipynb #0fb2562c
 def make_study(
     seed: int|tuple, # decides everything; the same seed gives the same bytes on every machine
     *,
     size: int = 512, # rows and columns: 128, 256, 512 or 1024
-    n_slices: int|None = None, # slices with head; None draws 26 to 36. Below 29 they lie further apart than 5 mm
+    n_slices: int|None = None, # slices with head; None draws 23 to 29. They lie 5 mm apart, further where there are fewer than 25
     bleeds: tuple|None = None, # subtypes to draw; () is a patient without; None draws them, half the patients have none
     lookalikes: tuple|None = None, # some of `bleeds.LOOKALIKES`; None draws them
     blank: tuple = (0, 0), # slices without a head below and above
@@ -123,8 +123,8 @@ def make_study(
     for k in bleeds or (): choose(k, BLEEDS, 'subtype')
     for k in lookalikes or (): choose(k, dict.fromkeys(LOOKALIKES), 'look-alike')
     rng = np.random.Generator(np.random.PCG64(seed))
-    n = int(rng.integers(26, 37)) if n_slices is None else n_slices
-    thick, fov = max(5., 145/n), float(rng.uniform(220, 250))
+    n = int(rng.integers(23, 30)) if n_slices is None else n_slices
+    thick, fov = max(5., 125/n), float(rng.uniform(220, 250))
     tilt = round(float(rng.uniform(5, 22)), 1) if rng.uniform() < .5 else 0.
     n += sum(blank)
     positions, orientation = geometry(rng, n, fov, thick, tilt)

@@ -60,15 +60,18 @@ def result_table(
     whole = lambda card: card.get('overall', {})
     rows = []
     mean = 'mean_auc_subtypes' if 'mean_auc_subtypes' in over else 'mean_auc'
-    if len(labels) > 1: rows.append(row(('mean AUC of subtypes' if mean != 'mean_auc' else 'mean AUC', mean), whole, 'guessing', .5))
+    if len(labels) > 1:
+        rows.append(row(('mean AUC of subtypes' if mean != 'mean_auc' else 'mean AUC', mean), whole, 'guessing', .5))
     for o in [o for o in labels if o == 'any' or len(labels) == 1]:
         rows.append(row((f'AUC of {o}', 'auc'), lambda card, o=o: card.get('labels', {}).get(o, {}), 'guessing', .5))
     if 'accuracy_multi' in over:
-        rows.append(row(('accuracy' if len(labels) == 1 else 'accuracy over labels', 'accuracy_multi'), whole, 'always saying no',
-                        over.get('baseline_accuracy_multi')))
+        rows.append(row(('accuracy' if len(labels) == 1 else 'accuracy over labels', 'accuracy_multi'), whole,
+                        'always saying no', over.get('baseline_accuracy_multi')))
     if 'rsna_log_loss' in over:
-        rows.append(row(('RSNA log loss', 'rsna_log_loss'), whole, 'always saying how frequent each label is', over.get('baseline_rsna_log_loss'), 'lower'))
-    return pd.DataFrame(rows)
+        rows.append(row(('RSNA log loss', 'rsna_log_loss'), whole, 'always saying how frequent each label is',
+                        over.get('baseline_rsna_log_loss'), 'lower'))
+    df, names = pd.DataFrame(rows), ('figure', 'better', 'run', 'baseline')
+    return df.astype({o: float for o in df if o not in names})  # None becomes NaN
 
 # %% ../nbs/13c_tables.ipynb #7e9d5cf3
 def split_frame(
@@ -98,10 +101,13 @@ def side_table(
     for side in 'train', 'valid', 'test':
         part = frame[frame.split == side] if frame is not None else None
         if part is None and run.preds is not None and side != 'train':
-            part = run.preds[run.preds.split == side].rename(columns=lambda o: o.removeprefix('y_')).drop_duplicates('fn')
+            part = run.preds[run.preds.split == side].drop_duplicates('fn')
+            part = part.rename(columns=lambda o: o.removeprefix('y_'))
         n, who = (data[o].get(side) if o in data else None for o in ('images', 'patients'))
         if part is not None and len(part): n, who = len(part), part.group.nunique()
-        if n: rows.append(dict(run=run.id, side=side, images=n, patients=who) | {o: None if part is None else int(part[o].sum()) for o in vocab})
+        name = 'held out in turn' if run.preds is not None and 'fold' in run.preds else side
+        positives = {o: None if part is None else int(part[o].sum()) for o in vocab}
+        if n: rows.append(dict(run=run.id, side=name, images=n, patients=who) | positives)
     return pd.DataFrame(rows)
 
 # %% ../nbs/13c_tables.ipynb #acf7ba5c
@@ -112,22 +118,26 @@ def audit_words(
 ) -> tuple[bool, list[str]]: # whether anything leaks or is not known to be clean, and sentences
     "Say whether patients of one side are also on another."
     kind = run.record.get('data', {}).get('split')
-    if kind == 'slice': return True, ['The split was made slice by slice, as in the project report: neighbouring slices of one patient are on both '
-                                      'sides, and every figure of this run is too good.']
-    if run.preds is None: return True, ['The predictions of this run were not kept, so that its split cannot be checked here.']
+    if kind == 'slice':
+        return True, ['The split was made slice by slice, as in the project report: neighbouring slices of one patient are on '
+                      'both sides, and every figure of this run is too good.']
+    if run.preds is None: return True, ['The predictions of this run were not kept: its split cannot be checked here.']
     if 'fold' in run.preds:
         twice = run.preds.groupby(['repeat', 'group']).fold.nunique().gt(1).sum()
         return bool(twice), [f'{twice} patients were held out in two folds of one repeat.' if twice else
-                             'Every patient was held out in exactly one fold of a repeat, and no fold was trained on a patient it was measured on.']
+                             'Every patient was held out in exactly one fold of a repeat.']
     if frame is None:
         twice = run.preds.groupby('group').split.nunique().gt(1).sum()
-        say = f'{twice} patients are on both the validation and the test side.' if twice else 'No patient is on both the validation and the test side.'
-        return True, [say, 'Who was trained on is not in the predictions: name the cleaned folder to have the training side checked as well.']
+        who = f'{twice} patients are' if twice else 'No patient is'
+        return True, [f'{who} on both the validation and the test side.',
+                      'Who was trained on is not in the predictions: name the cleaned folder to have the training side '
+                      'checked as well.']
     found = audit_leakage(frame, cleaned)
     bad = [f'{len(found[k])} {k} are on two sides.' for k in ('groups', 'studies', 'series') if found.get(k)]
     if found['same_file']: bad.append(f"{len(found['same_file'])} pictures are on two sides under two names.")
     good = 'No patient, study or series is on two sides of the split'
-    good += f", and none of the {found['files_compared']:,} pictures is there twice." if found['files_compared'] else '.'
+    n = found['files_compared']
+    good += f', and none of the {n:,} pictures is there twice.' if n else '.'
     return found['leaks'], bad or [good]
 
 # %% ../nbs/13c_tables.ipynb #f2992deb
@@ -136,22 +146,25 @@ def cleaning_facts(
 ) -> tuple[dict, pd.DataFrame]: # clean.json, and its files by what became of them; raises `DataError` where it is none
     "Read what became of the files of a source."
     load_manifest(cleaned)
-    if not (Path(cleaned)/'clean.json').is_file(): raise DataError(f'{cleaned} has no clean.json: run ich clean SRC {cleaned} once more; nothing is done twice.')
+    if not (Path(cleaned)/'clean.json').is_file():
+        raise DataError(f'{cleaned} has no clean.json: run ich clean SRC {cleaned} once more; nothing is done twice.')
     about = read_json(Path(cleaned)/'clean.json')
     at, folder = about['arguments'], about['folder']
-    rows = [('images written', '', folder['images']), ('blank', f"less than {at['min_brain']:.0%} of the pixels show brain or blood (0 to 80 HU)", folder['blank'])]
+    blank = f"less than {at['min_brain']:.0%} of the pixels show brain or blood (0 to 80 HU)"
+    rows = [('images written', '', folder['images']), ('blank', blank, folder['blank'])]
     rows += [(f'refused: {k}', REASONS.get(k, ''), n) for k, n in about['reasons'].items()]
     table = pd.DataFrame(rows + [('found', '', about['found'])], columns=['files', 'why', 'number'])
     return about, table
 
 def label_counts(
     cleaned: str|os.PathLike, # a cleaned folder
-) -> pd.DataFrame: # a row a label: images, patients, share; positives among blank slices; empty where there are no labels
+) -> pd.DataFrame: # a row a label: images, patients, share; positives in blank slices; empty where there are no labels
     "Count the labels of a cleaned folder."
     df = load_manifest(cleaned)
     lost = read_json(Path(cleaned)/'clean.json').get('labels', {}).get('blank_positive', {})
-    return pd.DataFrame([dict(label=o, images=int(df[o].sum()), patients=df.group[df[o].eq(1)].nunique(), share=df[o].mean(),
-                              in_blank_slices=lost.get(o)) for o in df if o not in (*MANIFEST, 'labels')])
+    return pd.DataFrame([dict(label=o, images=int(df[o].sum()), patients=df.group[df[o].eq(1)].nunique(),
+                              share=df[o].mean(), in_blank_slices=lost.get(o))
+                         for o in df if o not in (*MANIFEST, 'labels')])
 
 # %% ../nbs/13c_tables.ipynb #c408059f
 def short(
@@ -163,33 +176,36 @@ def short(
         return '…/' + (PureWindowsPath(text).name or text)
     return text
 
-def _label_rows(run: Run) -> list[dict]:
-    grey = (grey_card(run) or {}).get('labels', {})
-    rows = []
-    for o, row in run.metrics.get('labels', {}).items():
-        flat = dict(run=run.id, label=o)
-        for k, v in row.items(): flat |= {f'{k[:-3]}_low': v[0], f'{k[:-3]}_high': v[1]} if k.endswith('_ci') and v else {k: v}
-        rows.append(flat | dict(grey_auc=grey.get(o, {}).get('auc')))
-    return rows
+def _flat(row: dict) -> dict:
+    "Make two columns of each interval."
+    flat = {}
+    for k, v in row.items():
+        if k.endswith('_ci'): flat |= dict(zip((f'{k[:-3]}_low', f'{k[:-3]}_high'), v or (None, None)))
+        else: flat[k] = v
+    return flat
 
-def _operating_rows(run: Run) -> list[dict]:
-    return [dict(run=run.id, label=o, **{k: v for k, v in row.items() if not k.endswith('_ci')},
-                 **{f'{k[:-3]}_{end}': v[i] for k, v in row.items() if k.endswith('_ci') and v for i, end in enumerate(('low', 'high'))})
-            for o, row in (run.metrics.get('operating') or {}).items()]
+def _label_rows(run: Run, part: str) -> list[dict]:
+    "A row a label of a part of the metrics: `labels` or `operating`."
+    grey = (grey_card(run) or {}).get('labels', {})
+    more = {o: dict(grey_auc=row.get('auc')) for o, row in grey.items()} if part == 'labels' else {}
+    rows = (run.metrics.get(part) or {}).items()
+    return [dict(run=run.id, label=o, **_flat(row), **more.get(o, {})) for o, row in rows]
 
 def report_tables(
     runs: Sequence, # ids or `Run`
     cleaned: str|os.PathLike|None = None, # the cleaned folder they were trained on
     root: str|os.PathLike = 'results', # folder of the results
-) -> dict[str, pd.DataFrame]: # `results_`, `labels_`, `operating_`, `sides_`, `folds_` + kind; `cleaning`, `label_counts`; none is empty
-    "Tabulate runs, phantom and real apart."
+) -> dict[str, pd.DataFrame]: # `results_`, `labels_`, `operating_`, `sides_`, `folds_` + kind; then those of the folder
+    "Tabulate runs, phantom and real apart; tables without rows are left out."
     runs = get_runs(runs, root)
     tables = {}
     for kind in sorted({kind_of(o) for o in runs}):
         some = [o for o in runs if kind_of(o) == kind]
-        tables |= {f'results_{kind}': pd.concat([result_table(o) for o in some]), f'labels_{kind}': pd.DataFrame(sum(map(_label_rows, some), [])),
-                   f'operating_{kind}': pd.DataFrame(sum(map(_operating_rows, some), [])),
-                   f'sides_{kind}': pd.concat([side_table(o, split_frame(o, cleaned) if cleaned else None) for o in some]),
-                   f'folds_{kind}': pd.DataFrame([dict(cross_validation=o.id) | row for o in some for row in o.metrics.get('folds', [])])}
+        rows = {part: [row for o in some for row in _label_rows(o, part)] for part in ('labels', 'operating')}
+        folds = [dict(cross_validation=o.id) | row for o in some for row in o.metrics.get('folds', [])]
+        tables |= {f'results_{kind}': pd.concat([result_table(o) for o in some]),
+                   f'labels_{kind}': pd.DataFrame(rows['labels']), f'operating_{kind}': pd.DataFrame(rows['operating']),
+                   f'sides_{kind}': pd.concat([side_table(o, cleaned and split_frame(o, cleaned)) for o in some]),
+                   f'folds_{kind}': pd.DataFrame(folds)}
     if cleaned: tables |= dict(cleaning=cleaning_facts(cleaned)[1], label_counts=label_counts(cleaned))
     return {k: v.reset_index(drop=True) for k, v in tables.items() if len(v)}

@@ -101,7 +101,8 @@ def _train(task: str, args: dict) -> Run:
     load_weights(learn.model, run.path/'model.safetensors')
     run.learn, run.log = learn, pd.DataFrame(keeper.rows)
     run.preds = predict_frame(learn, df[df.split != 'train'], vocab)
-    run.metrics = measure(run.preds, vocab, getattr(a, 'thresh', .5))
+    prior = None if task == 'multiclass' else df.loc[df.split == 'train', list(vocab)].mean().tolist()
+    run.metrics = measure(run.preds, vocab, thresh=getattr(a, 'thresh', .5), prior=prior)
     run.record |= dict(status='done', lr=lr, best_valid_loss=keeper.best, seconds=round(time.monotonic() - begin, 1))
     save_run(run)
     (run.path/'state.pth').unlink(missing_ok=True)
@@ -241,7 +242,7 @@ def cross_validate(
     each = [dict(repeat=o.repeat.iloc[0], fold=o.fold.iloc[0], n=len(o), accuracy=run.metrics['overall']['accuracy_multi'],
                  auc=run.metrics['overall']['mean_auc'], run=run.id) for o, run in zip(pooled, runs)]
     figures = pd.DataFrame(each)
-    cv.metrics = dict(measure(cv.preds, vocab, kwargs.get('thresh', .5)), on='held-out folds', folds=each,
+    cv.metrics = dict(measure(cv.preds, vocab, thresh=kwargs.get('thresh', .5)), on='held-out folds', folds=each,
                       over_folds={f'{k}_{f}': getattr(figures[k], f)() for k in ('accuracy', 'auc') for f in ('mean', 'std', 'min', 'max')})
     cv.record = dict(function='cross_validate', date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), status='done',
                      data=dict(name=opened.name, hash=opened.hash, split=f'{folds} stratified folds by patient', vocab=vocab), data_kind=opened.kind,

@@ -24,6 +24,15 @@ REAL = Path(os.environ.get('ICH_REAL_DATA') or Path(__file__).parents[2]/'shared
 TIMM = ['test_resnet', 'test_efficientnet', 'test_vit', 'test_convnext']  # tiny ones, of four families
 
 
+@pytest.fixture(autouse=True, scope='module')
+def one_thread():
+    "Nets this small only wait for each other's threads."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     "No network, and empty caches."
@@ -36,7 +45,10 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'torch'))
 
 
-def same(a, b): return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+def same(a, b):
+    "Whether two modules hold the same numbers."
+    a, b = (list(o.state_dict().values()) for o in (a, b))
+    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
 
 
 @pytest.mark.parametrize('name', list(archs) + TIMM)
@@ -61,7 +73,8 @@ def test_table():
     assert set(archs) >= {'alexnet', 'densenet121', 'mobilenet_v2', 'resnet18', 'resnet34', 'resnet50', 'resnet101',
                           'xresnet18'}
     assert archs['densenet121'].bs == archs['resnet50'].bs // 2  # as in the report
-    for name, near in (('resnet51', 'resnet50'), ('densnet121', 'densenet121'), ('xceptoin41', 'xception41'), ('?', 'alexnet')):
+    for name, near in (('resnet51', 'resnet50'), ('densnet121', 'densenet121'), ('xceptoin41', 'xception41'),
+                       ('?', 'alexnet')):
         with pytest.raises(IchError, match=near): find_arch(name)
     with pytest.raises(IchError, match='no architecture'): find_arch(tv.resnet18)  # names, not functions
     assert find_arch('xception41p').stats == ((.5,) * 3, (.5,) * 3)
@@ -70,7 +83,8 @@ def test_table():
 def test_frozen_body_keeps_its_batch_norm_alive():
     items = [(torch.randn(3, 64, 64), torch.ones(2)) for _ in range(4)]
     dls = DataLoaders.from_dsets(items, items, bs=4, num_workers=0, device='cpu', drop_last=False)
-    learn = Learner(dls, create_model('mobilenet_v2', 2, 'none'), loss_func=nn.BCEWithLogitsLoss(), splitter=split_body_head)
+    model = create_model('mobilenet_v2', 2, 'none')
+    learn = Learner(dls, model, loss_func=nn.BCEWithLogitsLoss(), splitter=split_body_head)
     learn.freeze()
     for module in learn.model[0].modules():
         if isinstance(module, nn.BatchNorm2d): assert module.weight.requires_grad and module.bias.requires_grad
@@ -83,12 +97,15 @@ def test_frozen_body_keeps_its_batch_norm_alive():
 def test_no_network_is_said():
     url = tv.ResNet18_Weights.DEFAULT.url
     with pytest.raises(WeightsError) as e: create_model('resnet18', 6)
-    for part in (Path(url).name, url, str(Path(torch.hub.get_dir())/'checkpoints'), "weights='none'", 'weights=FILE', 'no network'):
+    cache = str(Path(torch.hub.get_dir())/'checkpoints')
+    for part in (Path(url).name, url, cache, "weights='none'", 'weights=FILE', 'no network'):
         assert part in str(e.value)
     with pytest.raises(WeightsError) as e: create_model('test_resnet', 6)
-    for part in ('timm/test_resnet.r160_in1k/model.safetensors', huggingface_hub.constants.HF_HUB_CACHE, "weights='none'"):
+    cache = huggingface_hub.constants.HF_HUB_CACHE
+    for part in ('timm/test_resnet.r160_in1k/model.safetensors', cache, "weights='none'"):
         assert part in str(e.value)
-    with pytest.raises(WeightsError, match='xception-43020ad28.pth'): create_model('legacy_xception', 6)  # not on the hub
+    with pytest.raises(WeightsError, match='xception-43020ad28.pth'):  # not on the hub
+        create_model('legacy_xception', 6)
 
 
 @pytest.mark.parametrize('name', ['xresnet18', 'resnet10_narrow', 'botnet50ts_256'])
@@ -134,7 +151,8 @@ def test_file_of_our_own_model(tmp_path):
     with pytest.warns(UserWarning, match='head starts fresh'): other = create_model('resnet10_narrow', 1, str(fn))
     assert same(model[0], other[0]) and other[1][-1].weight.shape == (1, 512)
     part = create_model('resnet10_narrow', 6, 'none')
-    save_file({k: v for k, v in read_weights(fn).items() if k.startswith('0.')} | {'x': torch.ones(1)}, tmp_path/'part.safetensors')
+    body = {k: v for k, v in read_weights(fn).items() if k.startswith('0.')}
+    save_file(body | {'x': torch.ones(1)}, tmp_path/'part.safetensors')
     with pytest.raises(WeightsError, match='missing: 1'): load_weights(part, tmp_path/'part.safetensors')
     assert same(load_weights(part, tmp_path/'part.safetensors', strict=False)[0], model[0])
     torch.save({'model': model.state_dict(), 'opt': {}}, tmp_path/'learner.pth')  # as fastai's Learner.save
@@ -154,7 +172,8 @@ def test_bad_files(tmp_path):
     (tmp_path/'zero.safetensors').write_bytes(b'')
     torch.save(tv.squeezenet1_1().state_dict(), tmp_path/'squeeze.pth')
     for fn, says in (('evil.pth', 'could run code'), ('module.pth', 'could run code'), ('numbers.pth', 'no state dict'),
-                     ('empty.pth', 'no state dict'), ('zero.pth', 'cannot be read'), ('zero.safetensors', 'cannot be read'),
+                     ('empty.pth', 'no state dict'), ('zero.pth', 'cannot be read'),
+                     ('zero.safetensors', 'cannot be read'),
                      ('absent.pth', 'no file of weights'), ('squeeze.pth', 'do not fit.*missing: conv1.weight')):
         with pytest.raises(WeightsError, match=says): create_model('resnet18', 6, tmp_path/fn)
     with pytest.raises(WeightsError, match="'imagenet', 'none' or a file"): create_model('resnet18', 6, 'ImageNet')
@@ -170,4 +189,5 @@ def test_real_weights():
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad(): assert torch.equal(model[0](x), net.eval().features(x))
     with pytest.raises(WeightsError, match='do not fit'): create_model('resnet18', 1, fn)
-    with pytest.raises(WeightsError, match='do not fit'): create_model('mobilenet_v2', 1, REAL/'squeezenet1_1_imagenet_tv.pth')
+    fn = REAL/'squeezenet1_1_imagenet_tv.pth'
+    with pytest.raises(WeightsError, match='do not fit'): create_model('mobilenet_v2', 1, fn)
