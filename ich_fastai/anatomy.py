@@ -20,9 +20,10 @@ def make_person(
     "Draw what makes a patient and the scanner differ from others."
     age = float(rng.beta(2, 1.6))  # 0 young, 1 very old
     u, g = lambda a, b: float(rng.uniform(a, b)), lambda m, sd: float(rng.normal(m, sd))
-    return dict(age=age, scale=g(1, .035), wide=g(1, .035), egg=u(.0006, .0018), bone=u(4.5, 8.5), bone_hu=u(1000, 1700),
-        scalp=u(3, 7), gap=.4 + 3*age**2*u(.3, 1), vent=.55 + .8*age**1.5*u(.4, 1.3), wm=g(28, 1), gm=g(36.5, 1.2), csf=u(4, 10),
-        muscle=u(48, 66), shift=g(0, 2.6), noise=u(2.6, 5.6), patchy=u(.5, 1.7), cup=u(0, 3), rim=u(1, 9))
+    return dict(age=age, scale=g(1, .035), wide=g(1, .035), egg=u(.0006, .0018), bone=u(4.5, 8.5),
+        bone_hu=u(1000, 1700), scalp=u(3, 7), gap=.4 + 3*age**2*u(.3, 1), vent=.55 + .8*age**1.5*u(.4, 1.3),
+        wm=g(28, 1), gm=g(36.5, 1.2), csf=u(4, 10),
+        muscle=u(48, 66), shift=g(0, 2.2), noise=u(2.6, 5.6), patchy=u(.4, 1.2), cup=u(0, 3), rim=u(1, 9))
 
 # %% ../nbs/01c_anatomy.ipynb #67729501
 def add_surfaces(
@@ -41,10 +42,10 @@ def add_surfaces(
     depth = np.maximum(np.maximum(np.minimum(vault, z + 6 - roof), middle), fossa) + s.cloud(55)*1.3
     bone = np.maximum(o['bone'] + s.cloud(45)*.9 + np.maximum(np.abs(y) - 55, 0)*.06, 2.5)
     mid = x - push/(1 + (y*(1/50))**2 + ((z - 20)*(1/40))**2) + s.cloud(45)*.5
-    above = np.maximum(z - (20 - .75*side - .1*(y - 20)), 16 - y)  # over the tentorium, the tent between brain and cerebellum
+    above = np.maximum(z - (20 - .75*side - .1*(y - 20)), 16 - y)  # over the tent between brain and cerebellum
     gap = o['gap'] + s.cloud(30)*.35
-    return dict(depth=depth, vault=vault, fossa=fossa, bone=bone, side=side, radii=radii, mid=mid, mid_side=np.abs(mid + .3),
-        above=above, gap=gap)
+    return dict(depth=depth, vault=vault, fossa=fossa, bone=bone, side=side, radii=radii, mid=mid,
+        mid_side=np.abs(mid + .3), above=above, gap=gap)
 
 # %% ../nbs/01c_anatomy.ipynb #4d872206
 def draw_rest(
@@ -97,8 +98,11 @@ def draw_face(
     s.solid(np.minimum(ellipsoid(q, (53*k, 24, -24), (13, 15, 17)) - 1, cells*4 - .5), air)
     s.solid(ellipsoid(q, (22*k, 12, -20), (9, 5, 5)), o['bone_hu']*1.15)
     s.solid(np.minimum(np.minimum(3 - np.abs(tube(s.p, (0, 24, -52), (0, 28, -95), 16)), -44 - z), rough + 3), bone)
-    for at, r, hu in (((27, -56, -17), (17, 24, 15), -75.), ((27, -52, -46), (14, 17, 15), air), ((0, -58, -16), (11, 24, 13), air),
-            ((0, -26, -17), (13, 10, 9), air), ((9, -83, 6), (13, 4.5, 9), air), ((0, -60, -52), (9, 26, 16), air), ((0, -22, -66), (12, 6, 22), air)):
+    # orbits, maxillary, ethmoid, sphenoid and frontal sinuses, nose, throat
+    holes = (((27, -56, -17), (17, 24, 15), -75.), ((27, -52, -46), (14, 17, 15), air),
+        ((0, -58, -16), (11, 24, 13), air), ((0, -26, -17), (13, 10, 9), air), ((9, -83, 6), (13, 4.5, 9), air),
+        ((0, -60, -52), (9, 26, 16), air), ((0, -22, -66), (12, 6, 22), air))
+    for at, r, hu in holes:
         f = ellipsoid(q, tuple(k*v for v in at), r) + rough
         if at[2] > -60: s.solid(f + 2, bone)
         s.solid(f if at[0] > 10 else np.minimum(f, 2.5 - cells*3), hu)
@@ -132,9 +136,11 @@ def draw_brain(
     s.solid(np.maximum(d, tube(s.p, (0, 22, -34), (0, 30, -95), 12)), o['csf'])
     f = sulcus_field(s)
     cortex = np.minimum(d, c['vault'])  # at the base the vault is far: no sulci are wanted there
-    width = np.maximum(.1 + 1.1*o['age']**1.5 + s.cloud(30)*.25, 0)*np.clip(1.1 - c['vault']*(1/20), 0, 1)*np.clip(d - .5, 0, 1)*(above > 0)
+    width = np.maximum(.1 + 1.1*o['age']**1.5 + s.cloud(30)*.25, 0)*np.clip(1.1 - c['vault']*(1/20), 0, 1)
+    width = width*np.clip(d - .5, 0, 1)*(above > 0)
     s.solid(d - c['gap'], o['gm'])
-    s.solid(np.minimum(np.minimum(cortex - c['gap'] - 4.2, np.abs(f) - width - 2.4 + np.maximum(c['vault'] - 20, 0)), above - 2), o['wm'])
+    away = np.abs(f) - width - 2.4 + np.maximum(c['vault'] - 20, 0)  # from the grey walls of the sulci
+    s.solid(np.minimum(np.minimum(cortex - c['gap'] - 4.2, away), above - 2), o['wm'])
     q = (c['mid_side'], y, z)
     for at, r in (((11, 8, 14), (9, 13, 9)), ((12, -22, 20), (5, 9, 10)), ((24, -5, 11), (7, 15, 9))):
         s.solid(ellipsoid(q, at, r) + s.cloud(15)*.6, o['gm'] + .5)
@@ -142,9 +148,10 @@ def draw_brain(
     folia = np.where((above < -3) & (c['fossa'] > 4), .5, 0)
     s.sheet(wave(y*(1/9) + z*(1/23) + s.cloud(30)*.3)*2.2, folia, o['csf']*.3 + o['gm']*.7)
     s.sheet(f, width, o['csf'])
-    far = np.sqrt((y*(1/34))**2 + ((z - 18)*(1/27))**2)*30 - 30  # from the corpus callosum, where the hemispheres are joined
+    far = np.sqrt((y*(1/34))**2 + ((z - 18)*(1/27))**2)*30 - 30  # from the corpus callosum, which joins the hemispheres
     c.update(sulci=f, width=width, midline=np.minimum(np.minimum(far, above), d))
-    s.sheet(c['mid'], np.where(c['midline'] > 0, .6 + o['gap']*.45, 0)*np.clip(1.2 - c['midline']*(1/60), .3, 1), o['csf'])
+    cleft = np.where(c['midline'] > 0, .6 + o['gap']*.45, 0)*np.clip(1.2 - c['midline']*(1/60), .3, 1)
+    s.sheet(c['mid'], cleft, o['csf'])
 
 def draw_cisterns(
     s: Scene, # to draw on
@@ -154,8 +161,9 @@ def draw_cisterns(
     (x, y, z), o = s.p, s.person
     q, a = (c['mid_side'], y, z), o['gap']*.55
     stem = tube(s.p, (0, 23, -50), (0, 6, 4), 12.5)
-    spaces = [tube(q, (33, -24, -3), (41, 10, 10), .8 + a), tube(q, (38, -10, 3), (62, -4, 8), .6 + a), np.minimum(stem + 2 + a, 10 - np.abs(z + 2)),
-        ellipsoid(s.p, (0, -13, -3), (12 + a, 8 + a, 7)), ellipsoid(s.p, (0, 24, 6), (9, 5 + a, 5)), ellipsoid(s.p, (0, 66, -40), (11, 6 + a, 8))]
+    spaces = [tube(q, (33, -24, -3), (41, 10, 10), .8 + a), tube(q, (38, -10, 3), (62, -4, 8), .6 + a),
+        np.minimum(stem + 2 + a, 10 - np.abs(z + 2)), ellipsoid(s.p, (0, -13, -3), (12 + a, 8 + a, 7)),
+        ellipsoid(s.p, (0, 24, 6), (9, 5 + a, 5)), ellipsoid(s.p, (0, 66, -40), (11, 6 + a, 8))]
     spaces = np.minimum(np.max(spaces, axis=0), c['depth'] - .5)
     s.solid(spaces, o['csf'])
     s.solid(stem, o['gm']*.6 + o['wm']*.4)
@@ -168,11 +176,13 @@ def draw_ventricles(
     "Draw the four ventricles, and the pale white matter that age leaves around them."
     (x, y, z), o = s.p, s.person
     b, q = o['vent'], (c['mid_side'], y, z)
-    horns = (((6.5, -38, 18), (8.5, -12, 26), 3.4*b, 4.6*b), ((8.5, -12, 27), (13, 22, 28), 4.8*b, 5*b), ((13, 22, 28), (25, 38, 17), 5*b, 6.2*b),
-        ((25, 38, 17), (20, 60, 13), 5.5*b, 1.8*b), ((26, 36, 13), (33, 4, -10), 2.8*b, 1.6*b))
+    horns = (((6.5, -38, 18), (8.5, -12, 26), 3.4*b, 4.6*b), ((8.5, -12, 27), (13, 22, 28), 4.8*b, 5*b),
+        ((13, 22, 28), (25, 38, 17), 5*b, 6.2*b), ((25, 38, 17), (20, 60, 13), 5.5*b, 1.8*b),
+        ((26, 36, 13), (33, 4, -10), 2.8*b, 1.6*b))
     lateral = np.max([tube(q, *h) for h in horns], axis=0)
     lateral = np.minimum(lateral + s.cloud(16)*.5, c['mid_side'] - .9)
-    inner = np.maximum(ellipsoid((c['mid'], y, z), (0, -2, 11), (1 + 1.8*b, 13, 9)), ellipsoid(s.p, (0, 36, -22), (3 + 4*b, 6, 8)))
+    third = ellipsoid((c['mid'], y, z), (0, -2, 11), (1 + 1.8*b, 13, 9))
+    inner = np.maximum(third, ellipsoid(s.p, (0, 36, -22), (3 + 4*b, 6, 8)))
     c['vents'] = np.minimum(np.maximum(lateral, inner), c['depth'] - 4)
     s.solid(c['vents'], o['csf'])
     s.extra -= np.clip(1 + lateral*(1/(4 + 8*o['age'])), 0, 1)*(6*o['age']**2)*(lateral < 0)*(c['depth'] > 5)
@@ -184,10 +194,10 @@ def draw_dura(
 ):
     "Draw falx, tentorium and the venous sinuses."
     (x, y, z), d, u = s.p, c['depth'], s.rng.uniform
-    thick = float(u(.4, 1))
-    s.sheet(c['mid'], np.where(c['midline'] > 0, thick, 0), float(u(44, 66)))
-    s.sheet(c['above']*.8, np.where((y > 17) & (d > 0) & (c['side'] > 4), thick, 0), float(u(44, 64)))
-    sagittal = np.minimum(np.minimum(4.5 - c['mid_side'] - d*.5, 7 - d), np.maximum(y - 25, z - 55))
+    thick = float(u(.4, 1.1))
+    s.sheet(c['mid'], np.where(c['midline'] > 0, thick, 0), float(u(46, 72)))
+    s.sheet(c['above']*.8, np.where((y > 17) & (d > 0) & (c['side'] > 4), thick, 0), float(u(46, 70)))
+    sagittal = np.minimum(np.minimum(5.5 - c['mid_side'] - d*.5, 8 - d), np.maximum(y - 25, z - 55))
     across = np.minimum(np.minimum(3.2 - np.abs(c['above']), 6 - d), y - 22)
     s.solid(np.minimum(np.maximum(sagittal, across), d + .5), float(u(60, 76)) if dense else float(u(42, 56)))
 

@@ -24,8 +24,8 @@ def blood_hu(
 def blood_ml(
     rng: np.random.Generator, # source of chance
 ) -> float: # 0.6 to 60
-    "Draw a volume; half of them are below 10 ml."
-    return float(np.clip(math.exp(rng.normal(2.35, .95)), .6, 60))
+    "Draw a volume; half of them are below 12 ml."
+    return float(np.clip(math.exp(rng.normal(2.5, .9)), .6, 60))
 
 def surface_point(
     s: Scene, # gives chance
@@ -69,17 +69,18 @@ def draw_subdural(
 ):
     "Draw a crescent along the inner table, or a band along the falx."
     (x, y, z), u, rough = s.p, s.rng.uniform, s.cloud(22)
-    if u() < .25:
-        at, t = (0, float(u(-40, 60)), float(u(40, 62))), float(u(3.5, 7))
+    if u() < .15:
+        at, t = (0, float(u(-40, 60)), float(u(40, 62))), float(u(5, 9))
         r = math.sqrt(min(ml, 25)*1500/t/math.pi)
         band = np.clip((1.3 - np.sqrt((y - at[1])**2 + (z - at[2])**2)*(1/r))*2, 0, 1)*t + rough*.6 - 1
         f = np.minimum(np.minimum(side*c['mid'], band - side*c['mid']), c['midline'] + 3)
     else:
         n, _ = surface_point(s, c, side, .15)
-        t = min(max(2.4*ml**.4, 3.2), 18)
-        edge = 1 - min(ml*1000/(.62*t)/(2*math.pi*72**2), .85)  # cosine of the angle at which the crescent ends
+        t = min(max(2.7*ml**.37, 4.2), 14)
+        edge = 1 - min(ml*1000/(.8*t)/(2*math.pi*72**2), .85)  # cosine of the angle at which the crescent ends
         angle = (x*n[0] + y*n[1] + (z - 14)*n[2])/(distance(s, (0, 0, 14)) + 1)
-        crescent = np.sqrt(np.clip((angle - edge)*(1/(1 - edge)), 0, 1))*t + rough*.5 - 99*(angle < edge)
+        even = np.sqrt(np.sqrt(np.clip((angle - edge)*(1/(1 - edge)), 0, 1)))  # as thick everywhere, with round ends
+        crescent = even*t + rough*.5 - 99*(angle < edge)
         f = np.minimum(np.minimum(crescent - c['depth'], side*c['mid'] - 1), c['above'])
     s.solid(np.minimum(f, c['depth'] + .3), blood_hu(s.rng), 'subdural')
 
@@ -93,15 +94,16 @@ def draw_subarachnoid(
     "Fill sulci, and for a basal bleed the cisterns, around one place."
     hu, basal = blood_hu(s.rng), s.rng.uniform() < .45
     at = (side*float(s.rng.uniform(5, 25)), -15, -2) if basal else surface_point(s, c, side)[1]
-    near = 14*ml**(1/3) - distance(s, at) + s.cloud(22)*3
+    near = 14.5*ml**(1/3) - distance(s, at) + s.cloud(22)*3
     if basal: s.solid(np.minimum(c['cisterns'] + .8, near), hu, 'subarachnoid')
     deep = np.clip(1.3 - c['vault']*(1/20), 0, 1)*np.clip(c['depth'] - .3, 0, 1)*(c['above'] > 0)
-    s.sheet(c['sulci'], np.maximum(c['width'], 1.25*deep)*np.clip(near*(1/6), 0, 1), hu, 'subarachnoid')
+    s.sheet(c['sulci'], np.maximum(c['width'], 1.5*deep)*np.clip(near*(1/6), 0, 1), hu, 'subarachnoid')
     s.solid(np.minimum(c['gap'] + .4 - c['depth'], np.minimum(near, c['depth'])), hu, 'subarachnoid')
 
-# %% ../nbs/01d_bleeds.ipynb #486c744d
-PLACES = ((25, -2, 12, .15), (12, 9, 14, .08), (25, -48, 34, .1), (40, -6, -12, .14), (30, 30, 54, .1), (26, 58, 20, .06), (22, 52, -24, .16),
-    (24, -55, 10, .06), (30, -10, 60, .12), (2, 12, -16, .03))  # x, y, z in mm, and how often a bleed sits there
+# %% ../nbs/01d_bleeds.ipynb #aac7c670
+# x, y, z in mm, and how often a bleed sits there
+PLACES = ((25, -2, 12, .15), (12, 9, 14, .08), (25, -48, 34, .1), (40, -6, -12, .14), (30, 30, 54, .1),
+    (26, 58, 20, .06), (22, 52, -24, .16), (24, -55, 10, .06), (30, -10, 60, .12), (2, 12, -16, .03))
 
 def draw_intraparenchymal(
     s: Scene, # to draw on
@@ -149,8 +151,11 @@ def draw_calcium(
     def speck(at, r, hu): s.solid(ellipsoid((c['mid'], y, z), at, r) + s.cloud(6)*.5, hu)
     for side in (-1, 1):
         if 'choroid' in kinds and u() < .85:
-            speck((side*24, float(u(33, 40)), float(u(14, 20))), (float(u(1.8, 3.6)), float(u(3, 6)), 3.5), float(u(60, 220)))
-        if 'ganglia' in kinds: speck((side*21, float(u(-10, -2)), 11), (float(u(2, 4)), float(u(3, 6)), 4), float(u(60, 130)))
+            at = side*24, float(u(33, 40)), float(u(14, 20))
+            speck(at, (float(u(2, 4.5)), float(u(4, 8)), 4.5), float(u(52, 200)))
+        if 'ganglia' in kinds:
+            at = side*21, float(u(-10, -2)), 11
+            speck(at, (float(u(2.5, 5)), float(u(4, 9)), 5), float(u(52, 120)))
     if 'pineal' in kinds: speck((0, 21, 9), (float(u(1.8, 3.5)), float(u(1.8, 3.5)), 3), float(u(70, 240)))
     if 'falx' in kinds:
         plaque = np.clip(8 - np.sqrt((y - float(u(-70, -35)))**2 + (z - float(u(25, 60)))**2), 0, 1)

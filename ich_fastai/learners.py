@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
@@ -50,7 +51,7 @@ def _learner(dls, arch, n_out, weights, loss, metrics, wd, fp16, path) -> Learne
     fp16 = torch.cuda.is_available() if fp16 is None else fp16
     if fp16 and not torch.cuda.is_available(): raise IchError('Mixed precision needs a CUDA GPU: on a CPU nothing would be mixed. Take fp16=False.')
     learn = Learner(dls, create_model(arch, n_out, weights), loss_func=loss, splitter=split_body_head, metrics=metrics, wd=wd,
-                    path=path or Path(), model_dir='.', cbs=[MixedPrecision()] if fp16 else None)
+                    path=path or Path(), model_dir='.', cbs=[ChannelsLast()] + [MixedPrecision()] * fp16)
     if not (sys.stderr.isatty() or in_notebook()): learn.remove_cb(ProgressCallback)
     return learn
 

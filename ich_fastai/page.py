@@ -243,7 +243,7 @@ END = '''
 <section id="made"><h2>How this was made, and how to repeat it</h2>
 {% if command %}<p>All of it with one command:</p><pre tabindex="0"><code>{{ command }}</code></pre>{% endif %}
 {% call(run) each() %}
-<p>{{ run.made }}</p><p>Once more, in Python, from where the folder of the results lies:</p>
+<p>{{ run.made }}</p><p>Once more, in Python, from the folder it was started in:</p>
 <pre tabindex="0"><code>{{ run.repeat }}</code></pre>
 <details><summary>All arguments, and the versions of what was used</summary>
 {{ table(run.args, 'Arguments') }}{{ table(run.versions, 'Versions') }}</details>
@@ -256,8 +256,8 @@ END = '''
 </main></body></html>
 '''
 SECTIONS = (('figures', 'Main figures'), ('read', 'Read and dropped'), ('labels', 'Labels and sides'),
-            ('images', 'Images'), ('learning', 'Learning'), ('roc', 'Label by label'), ('grid', 'Predicted over actual'),
-            ('made', 'How to repeat it'), ('limits', 'Limits'))
+            ('images', 'Images'), ('learning', 'Learning'), ('roc', 'Label by label'),
+            ('grid', 'Predicted over actual'), ('made', 'How to repeat it'), ('limits', 'Limits'))
 
 def render(
     **facts, # what the page says: see `report.write_report`

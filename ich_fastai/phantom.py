@@ -90,12 +90,12 @@ def plan_patient(
     seed: int, # of the set
     patient: int, # 0, 1, ...
 ) -> dict: # bleeds, flavour
-    "Say what a patient of a set has: of every ten, five have no bleed and five have one subtype each, half of them a second one."
+    "Say what a patient has: of every ten, five have no bleed, five have one subtype each and mostly a second one."
     block = np.random.Generator(np.random.PCG64((seed, 1, patient//10)))
     role = int(block.permutation(10)[patient % 10])
     rng = np.random.Generator(np.random.PCG64((seed, 2, patient)))
     more, other, flavour = float(rng.uniform()), int(rng.integers(5)), FLAVOURS[int(rng.choice(3, p=[.45, .4, .15]))]
-    bleeds = () if role > 4 else tuple(sorted({SUBTYPES[role], SUBTYPES[other if more < .5 else role]}))
+    bleeds = () if role > 4 else tuple(sorted({SUBTYPES[role], SUBTYPES[other if more < .75 else role]}))
     return dict(bleeds=bleeds, flavour=flavour)
 
 # %% ../nbs/02_phantom.ipynb #cb65c45e
@@ -113,7 +113,7 @@ def write_patient(
     blank = tuple(int(v) for v in rng.integers(1, 4, 2))
     study = make_study((seed, 4, patient), size=size, n_slices=n_slices, bleeds=plan['bleeds'], blank=blank)
     style, rows = header_style(rng, plan['flavour']), []
-    ids = dict(patient=hex_id(8, seed, patient), study=hex_id(10, seed, patient, 'study'), series=hex_id(10, seed, patient, 'series'))
+    ids = dict(patient=hex_id(8, seed, patient), **{k: hex_id(10, seed, patient, k) for k in ('study', 'series')})
     for i in range(len(study.hu)):
         ids['sop'], bad = hex_id(9, seed, patient, i), corrupt and i == len(study.hu)//2
         with pydicom_config.disable_value_validation():  # RSNA's ids are no valid UIDs, and ours look like them
@@ -122,9 +122,10 @@ def write_patient(
             save_dataset(ds, folder/f"{ids['sop']}.dcm")
         ml, total = study.slice_ml.iloc[i], study.volumes_ml
         rows.append(dict(sop=ids['sop'], patient=ids['patient'], slice=i, **study.labels.iloc[i].to_dict(),
-            **{f'ml_{k}': round(float(ml[k]), 3) for k in SUBTYPES}, **{f'ml_patient_{k}': round(total[k], 3) for k in SUBTYPES},
-            lookalikes=';'.join(study.lookalikes), flavour=plan['flavour'], tilt=study.tilt, blank=not blank[0] <= i < len(study.hu) - blank[1],
-            corrupt=bad))
+            **{f'ml_{k}': round(float(ml[k]), 3) for k in SUBTYPES},
+            **{f'ml_patient_{k}': round(total[k], 3) for k in SUBTYPES},
+            lookalikes=';'.join(study.lookalikes), flavour=plan['flavour'], tilt=study.tilt,
+            blank=not blank[0] <= i < len(study.hu) - blank[1], corrupt=bad))
     return rows
 
 def save_dataset(
@@ -148,7 +149,8 @@ def label_rows(
     again = np.random.Generator(np.random.PCG64((seed, 5))).choice(len(df), max(2, len(df)//500), replace=False)
     order = np.sort(np.r_[np.arange(len(df)), again])
     df = df.iloc[order]
-    return pd.DataFrame(dict(ID=[f'{o}_{k}' for o in df.sop for k in LABELS], Label=df[list(LABELS)].to_numpy().ravel()))
+    ids = [f'{o}_{k}' for o in df.sop for k in LABELS]
+    return pd.DataFrame(dict(ID=ids, Label=df[list(LABELS)].to_numpy().ravel()))
 
 def open_folder(
     out: Path, # folder of the set
@@ -160,16 +162,18 @@ def open_folder(
     if mark.exists():
         old = read_json(mark)
         if old.get('args') != args:
-            raise IchError(f"{out} holds another phantom set ({old.get('args')}, now {args}); name another folder or delete it.")
+            said = f"{out} holds another phantom set ({old.get('args')}, now {args})"
+            raise IchError(f'{said}; name another folder or delete it.')
         if old.get('complete'): return old['counts']
         for o in (out/'stage_2_train').glob('*.part'): o.unlink()
-    elif out.exists() and any(out.iterdir()): raise IchError(f'{out} is not empty and holds no phantom set; name another folder.')
+    elif out.exists() and any(out.iterdir()):
+        raise IchError(f'{out} is not empty and holds no phantom set; name another folder.')
     (out/'stage_2_train').mkdir(parents=True, exist_ok=True)
     write_json(mark, dict(args=args, complete=False))
     return None
 
 def write_phantom(
-    out: str|Path, # folder to be made: `stage_2_train/ID_*.dcm`, `stage_2_train.csv`, `phantom_truth.csv`, `phantom.json`
+    out: str|Path, # folder: `stage_2_train/ID_*.dcm`, `stage_2_train.csv`, `phantom_truth.csv`, `phantom.json`
     *,
     patients: int = 40, # one study each
     seed: int = 0, # decides everything

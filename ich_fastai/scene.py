@@ -33,7 +33,8 @@ def spline_rows(
     u = np.linspace(0, knots - 3.001, n)
     i, t = u.astype(int), u % 1
     w = np.zeros((n, knots))
-    for k, b in enumerate([(1 - t)**3, 3*t**3 - 6*t**2 + 4, -3*t**3 + 3*t**2 + 3*t + 1, t**3]): w[np.arange(n), i + k] = b/6
+    basis = (1 - t)**3, 3*t**3 - 6*t**2 + 4, -3*t**3 + 3*t**2 + 3*t + 1, t**3
+    for k, b in enumerate(basis): w[np.arange(n), i + k] = b/6
     return w
 
 def cloud(
@@ -115,9 +116,10 @@ class Scene:
         return axis[None, None], axis[None, :, None]
 
     def _head_coordinates(self, tilt, above):
-        "x to the patient's left, y to the back, z upwards; the origin lies between the ears, at the floor of the brain."
+        "x to the patient's left, y to the back, z upwards; 0 lies between the ears, at the floor of the brain."
         k = np.arange(self.n)[:, None, None]
-        drift = (k - self.n/2)*self.thick*math.tan(math.radians(tilt))  # the table moves along the body, not along the normal
+        # the table moves along the body, not along the slices' normal: the head drifts through the images
+        drift = (k - self.n/2)*self.thick*math.tan(math.radians(tilt))
         roll, yaw, nod, dx, dy, dz = [float(o) for o in self.rng.normal(0, (.05, .03, .04, 5, 6, 2))]
         top = 84*self.person['scale'] + self.person['bone'] + self.person['scalp'] - 7 + dz
         x, y, z = self.x - dx, self.y - dy - np.float32(drift), np.float32(top - (self.n - 1 - above - k)*self.thick)
@@ -164,7 +166,7 @@ def cover(
     g: np.ndarray, # (GRID, GRID) depth in units of the edge's softness
     half: np.ndarray|None, # half thickness of a sheet in the same units; None for a solid
     size: int, # pixels in a row of the slice
-) -> tuple: # slices (rows, columns) of the part concerned, and the share 0..1 covered there; (None, None) where nothing is
+) -> tuple: # the part concerned (rows, columns) and the share 0..1 covered there; (None, None) where nothing is
     "Enlarge a layer to the pixels of the slice."
     rows, cols = np.flatnonzero((g > -.5).any(1)), np.flatnonzero((g > -.5).any(0))
     if not len(rows): return None, None

@@ -88,9 +88,11 @@ def draw_study(
     draw_shading(s, c, lookalikes)
     d = c['depth']
     texture = s.cloud(24)*o['patchy'] + s.cloud(9)*.8 + o['shift']
-    beam = np.clip(1 - d*(1/5), 0, 1)*(1 + s.cloud(40)*.4)*o['rim'] - np.clip(d*(1/60), 0, 1)*o['cup']  # bone hardens the beam: bright rim, dark middle
+    # bone hardens the beam: bright rim, dark middle
+    beam = np.clip(1 - d*(1/5), 0, 1)*(1 + s.cloud(40)*.4)*o['rim'] - np.clip(d*(1/60), 0, 1)*o['cup']
     s.extra += np.clip(d*(1/3) + 1, 0, 1)*(texture + beam)
-    s.noise = snap((np.clip(d*(1/40) + .3, 0, 1)*.45 + np.clip(s.p[2]*(-1/30), 0, 1)*.6 + .75)*(1 + s.cloud(50)*.15)*o['noise'], 64)
+    bone_path = np.clip(d*(1/40) + .3, 0, 1)*.45 + np.clip(s.p[2]*(-1/30), 0, 1)*.6 + .75  # more bone, fewer photons
+    s.noise = snap(bone_path*(1 + s.cloud(50)*.15)*o['noise'], 64)
     return s
 
 # %% ../nbs/01e_study.ipynb #1931f9c8
@@ -105,31 +107,34 @@ def geometry(
     a = math.radians(tilt)
     start = np.array([-fov/2, -fov/2 + float(rng.uniform(-20, 20)), float(rng.uniform(-60, 300))])
     step = np.array([0, 0, thick/math.cos(a)])
-    return np.round(start + step*np.arange(n)[:, None], 6), (1., 0., 0., 0., round(math.cos(a), 6), round(-math.sin(a), 6))
+    orientation = (1., 0., 0., 0., round(math.cos(a), 6), round(-math.sin(a), 6) + 0.)
+    return np.round(start + step*np.arange(n)[:, None], 6), orientation
 
 # %% ../nbs/01e_study.ipynb #0fb2562c
 def make_study(
     seed: int|tuple, # decides everything; the same seed gives the same bytes on every machine
     *,
     size: int = 512, # rows and columns: 128, 256, 512 or 1024
-    n_slices: int|None = None, # slices with head; None draws 23 to 29. They lie 5 mm apart, further where there are fewer than 25
+    n_slices: int|None = None, # slices with head, 5 mm apart, further where fewer than 25; None draws 23 to 29
     bleeds: tuple|None = None, # subtypes to draw; () is a patient without; None draws them, half the patients have none
     lookalikes: tuple|None = None, # some of `bleeds.LOOKALIKES`; None draws them
     blank: tuple = (0, 0), # slices without a head below and above
-    min_area: float = 50., # mm2 of a bleed in a slice from which on the slice counts as positive
+    min_area: float = 60., # mm2 of a bleed in a slice from which on the slice counts as positive
 ) -> Study: # volume, masks, labels; raises `IchError` for a size or a name there is none of
     "Make a synthetic head CT study."
-    if size not in (128, 256, 512, 1024): raise IchError(f'a phantom slice has 128, 256, 512 or 1024 pixels a row, not {size}.')
+    if size not in (128, 256, 512, 1024):
+        raise IchError(f'a phantom slice has 128, 256, 512 or 1024 pixels a row, not {size}; choose one of these.')
     for k in bleeds or (): choose(k, BLEEDS, 'subtype')
     for k in lookalikes or (): choose(k, dict.fromkeys(LOOKALIKES), 'look-alike')
     rng = np.random.Generator(np.random.PCG64(seed))
-    n = int(rng.integers(23, 30)) if n_slices is None else n_slices
+    usual = int(rng.integers(23, 30))
+    n = usual if n_slices is None else n_slices
     thick, fov = max(5., 125/n), float(rng.uniform(220, 250))
     tilt = round(float(rng.uniform(5, 22)), 1) if rng.uniform() < .5 else 0.
     n += sum(blank)
     positions, orientation = geometry(rng, n, fov, thick, tilt)
     some = random_bleeds(rng)
-    looks = tuple(k for k in LOOKALIKES if rng.uniform() < .4)
+    looks = tuple(k for k in LOOKALIKES if rng.uniform() < .45)
     bleeds, looks = some if bleeds is None else tuple(bleeds), looks if lookalikes is None else tuple(lookalikes)
     s = draw_study(rng, n, fov, thick, tilt, blank, bleeds, looks)
     masks = {k: np.zeros((n, size, size), bool) for k in SUBTYPES}
@@ -137,8 +142,8 @@ def make_study(
     area = np.stack([masks[k].sum((1, 2)) for k in SUBTYPES], 1)*(fov/size)**2
     found = (area >= min_area).astype(np.uint8)
     labels = pd.DataFrame(np.c_[found, found.max(1)], columns=list(LABELS))
-    return Study(seed, hu, (thick, fov/size, fov/size), masks, labels, pd.DataFrame(area*thick/1000, columns=list(SUBTYPES)), looks, tilt,
-        positions, orientation)
+    slice_ml = pd.DataFrame(area*thick/1000, columns=list(SUBTYPES))
+    return Study(seed, hu, (thick, fov/size, fov/size), masks, labels, slice_ml, looks, tilt, positions, orientation)
 
 def scan(
     s: Scene, # what to scan

@@ -119,8 +119,8 @@ def audit_words(
     "Say whether patients of one side are also on another."
     kind = run.record.get('data', {}).get('split')
     if kind == 'slice':
-        return True, ['The split was made slice by slice, as in the project report: neighbouring slices of one patient are on '
-                      'both sides, and every figure of this run is too good.']
+        return True, ['The split was made slice by slice, as in the project report: neighbouring slices of one patient '
+                      'are on both sides, and every figure of this run is too good.']
     if run.preds is None: return True, ['The predictions of this run were not kept: its split cannot be checked here.']
     if 'fold' in run.preds:
         twice = run.preds.groupby(['repeat', 'group']).fold.nunique().gt(1).sum()

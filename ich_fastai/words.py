@@ -48,14 +48,15 @@ def measured_words(
 ) -> tuple[str, list[str]]: # what was measured on, and what must be known about it
     "Say what the figures of a run were measured on."
     over, on, grey = run.metrics.get('overall', {}), run.metrics.get('on'), run.record.get('grey_baseline')
+    if not over: return f"This run has no figures: its status is {run.record.get('status', 'unknown')}.", []
     where = dict(test='of the test side', valid='of the validation side').get(on, 'that were held out in turn')
     say = f"Measured on {over.get('n_images', 0):,} images of {over.get('n_groups', 0):,} patients {where}; " \
           'the network did not learn from them.'
     notes = []
     if on == 'valid': notes.append('The best epoch was chosen on these images: the figures may be a little too good.')
     if run.task == 'multilabel' and run.args.get('only_bleeds'):
-        notes.append('Only images with a bleed were used, as in the project report: the question is which kind of bleed it '
-                     'is, not whether there is one.')
+        notes.append('Only images with a bleed were used, as in the project report: the question is which kind of '
+                     'bleed it is, not whether there is one.')
     if not grey: notes.append('What grey values alone would reach was not measured for this run.')
     elif not grey_card(run): notes.append('What grey values alone reach was measured on other images, and is left out.')
     folds = run.metrics.get('over_folds')
@@ -78,8 +79,10 @@ def made_words(
           f"{env.get('cpus', '?')} cores ({env.get('system', '?')}, {env.get('machine', '?')}); {code}; " \
           f"seed {run.args.get('seed')}."
     if run.task != 'cross_validation':
+        root = run.path.parent.parent.as_posix()
+        where = '' if root == 'results' else f', {short(root)!r}'
         return say, f'from ich_fastai.runs import load_run\nfrom ich_fastai.train import {fn}\n\n' \
-                    f"{fn}(**load_run('{run.id}').args)"
+                    f"{fn}(**load_run('{run.id}'{where}).args)"
     args = dict(run.args)
     trained, source = args.pop('train_fn'), args.pop('data')
     more = ''.join(f', {k}={short(v)!r}' if isinstance(v, str) else f', {k}={v!r}' for k, v in args.items())
@@ -101,15 +104,15 @@ def limit_words(
     few = [o['n_groups'] for o in over if o.get('n_groups', 100) < 100]
     if few: say.append(f'{min(few)} patients are few: the intervals show how far chance may have carried the figures.')
     if any(o.get('n_groups') == o.get('n_images') for o in over if o): say.append(
-        'Each image counts as a patient of its own, because nobody knows which images are of one patient. Where some are, '
-        'the figures are too good and the intervals too narrow.')
+        'Each image counts as a patient of its own, because nobody knows which images are of one patient. Where some '
+        'are, the figures are too good and the intervals too narrow.')
     if any(o.record.get('data', {}).get('split') == 'slice' for o in runs): say.append(
         'A run was split slice by slice: its figures are too good, and are shown only to repeat the project report.')
-    return say + ['Images are judged one by one. What that means for a patient, who has about thirty of them, is another '
-                  'question with other figures.',
+    return say + ['Images are judged one by one. What that means for a patient, who has about thirty of them, is '
+                  'another question with other figures.',
                   'The labels are taken as true. Radiologists disagree about some of them.',
-                  'An interval holds the chance in the draw of patients, not the chance in training: another seed gives '
-                  'another network.']
+                  'An interval holds the chance in the draw of patients, not the chance in training: another seed '
+                  'gives another network.']
 
 # %% ../nbs/13d_words.ipynb #03316b7b
 def cleaning_words(
@@ -123,10 +126,10 @@ def cleaning_words(
           f"{folder['blank']:,} were blank, and {folder['quarantined']:,} were refused. " + (
           'That accounts for every file.' if about['found'] == sum(folder.values()) else
           'These numbers do not add up: clean the folder anew.')
-    notes = [f"A slice is blank where less than {at['min_brain']:.0%} of it has the density of brain or blood. The project "
-             'report drew that line at 20 %, which throws away 26 % of all bleeds of the RSNA 2019 set.']
-    if about['px_fixed']: notes.append(f"{about['px_fixed']:,} images came from files in which negative values were stored as "
-                                       'very large ones (wrapped around). They were put right.')
+    notes = [f"A slice is blank where less than {at['min_brain']:.0%} of it has the density of brain or blood. The "
+             'project report drew that line at 20 %, which throws away 26 % of all bleeds of the RSNA 2019 set.']
+    if about['px_fixed']: notes.append(f"{about['px_fixed']:,} images came from files in which negative values were "
+                                       'stored as very large ones (wrapped around). They were put right.')
     if about['skipped']: notes.append(f"{about['skipped']:,} files had been dealt with by an earlier run.")
     if labels:
         lost = ', '.join(f'{v} {k}' for k, v in labels['blank_positive'].items() if v)
