@@ -29,8 +29,10 @@ $(STAMP): settings.ini setup.py constraints.txt
 run: $(STAMP)
 	$(BIN)/ich demo
 
+# one thread a process: two notebooks with two threads each on two cores wait for each other most of the time
+test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers 2
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -q tests
 
 check: $(STAMP)
@@ -44,6 +46,7 @@ prepare: $(STAMP)
 
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
+	@$(BIN)/python -c "from pathlib import Path; p = Path('README.md'); p.write_text(p.read_text(encoding='utf-8').replace('](images/', '](nbs/images/').strip() + '\n', encoding='utf-8')"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -174,7 +174,7 @@ def fit_stages(
         keeper.info = dict(size=stage['size'], frozen=stage['frozen'], lr_max=lr)
         if keeper.first >= stage['epochs']: continue
         # a pretrained body moves slower than its fresh head
-        rates = lr if stage['frozen'] or scratch else slice(lr / 20, lr)
+        rates = lr if stage['frozen'] or scratch else slice(lr / 4, lr)
         with learn.no_logging() if _plain(learn) else contextlib.nullcontext():
             learn.fit_one_cycle(stage['epochs'], rates, cbs=keeper, start_epoch=keeper.first)
     return lr
