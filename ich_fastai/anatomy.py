@@ -47,7 +47,7 @@ def add_surfaces(
     return dict(depth=depth, vault=vault, fossa=fossa, bone=bone, side=side, radii=radii, mid=mid,
         mid_side=np.abs(mid + .3), above=above, gap=gap)
 
-# %% ../nbs/01c_anatomy.ipynb #4d872206
+# %% ../nbs/01c_anatomy.ipynb #25c06bf8
 def draw_rest(
     s: Scene, # to draw on
 ):
@@ -113,7 +113,7 @@ def draw_face(
     s.solid(ellipsoid(q, (30*k, -79*k, -17), (5, 2.2, 5)), 75)
     s.solid(tube(q, (28*k, -58*k, -17), (12, -32, -14), 2), 35)
 
-# %% ../nbs/01c_anatomy.ipynb #e91b7305
+# %% ../nbs/01c_anatomy.ipynb #e769b528
 def sulcus_field(
     s: Scene, # gives coordinates and random numbers
 ) -> np.ndarray: # signed distance from the nearest sulcus, mm

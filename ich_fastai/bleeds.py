@@ -100,7 +100,7 @@ def draw_subarachnoid(
     s.sheet(c['sulci'], np.maximum(c['width'], 1.5*deep)*np.clip(near*(1/6), 0, 1), hu, 'subarachnoid')
     s.solid(np.minimum(c['gap'] + .4 - c['depth'], np.minimum(near, c['depth'])), hu, 'subarachnoid')
 
-# %% ../nbs/01d_bleeds.ipynb #aac7c670
+# %% ../nbs/01d_bleeds.ipynb #3c1b34fc
 # x, y, z in mm, and how often a bleed sits there
 PLACES = ((25, -2, 12, .15), (12, 9, 14, .08), (25, -48, 34, .1), (40, -6, -12, .14), (30, 30, 54, .1),
     (26, 58, 20, .06), (22, 52, -24, .16), (24, -55, 10, .06), (30, -10, 60, .12), (2, 12, -16, .03))
@@ -138,7 +138,7 @@ def draw_intraventricular(
 BLEEDS = dict(epidural=draw_epidural, intraparenchymal=draw_intraparenchymal, intraventricular=draw_intraventricular,
     subarachnoid=draw_subarachnoid, subdural=draw_subdural)
 
-# %% ../nbs/01d_bleeds.ipynb #30ec8b0f
+# %% ../nbs/01d_bleeds.ipynb #1acbea90
 LOOKALIKES = ('choroid', 'pineal', 'falx', 'ganglia', 'sinus', 'streaks', 'infarct')
 
 def draw_calcium(

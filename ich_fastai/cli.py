@@ -60,7 +60,7 @@ def _audit(a) -> int:
 
 def _counts(counts: dict) -> str: return ', '.join(f'{v} {k}' for k, v in counts.items())
 
-# %% ../nbs/15_cli.ipynb #121416bd
+# %% ../nbs/15_cli.ipynb #2dd5cfa1
 def _train(a) -> None:
     from ich_fastai import train
     given = dict(data=a.data, arch=a.arch, epochs=a.epochs, sizes=a.sizes, bs=a.bs, lr=a.lr, split=a.split, weights=a.weights,
@@ -90,7 +90,7 @@ def _demo(a) -> None:
     page = run_demo(a.out, patients=a.patients, seed=a.seed)
     print(f'The report is at {page.resolve()}')
 
-# %% ../nbs/15_cli.ipynb #8f4cf9aa
+# %% ../nbs/15_cli.ipynb #95d8f73b
 def parser() -> argparse.ArgumentParser: # of the whole command
     "Describe the commands and their options."
     p = argparse.ArgumentParser(prog='ich', description='From a folder of head CT DICOMs to a trained, honestly measured model for intracranial hemorrhage. '
@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     c.add_argument('--results', default='results', help='folder of the results')
     return p
 
-# %% ../nbs/15_cli.ipynb #8eb18158
+# %% ../nbs/15_cli.ipynb #84f7f07a
 def main(
     argv: list[str]|None = None, # arguments; None takes those of the process
 ) -> int: # 0 done, 1 could not be done

@@ -45,20 +45,23 @@ def _affine(**some) -> list:
     off = dict(do_flip=False, max_rotate=0., max_zoom=1., max_lighting=0., max_warp=0., pad_mode=PadMode.Zeros)
     return aug_transforms(**(off | some))
 
-TFMS = dict(  # name -> batch transforms
-    none=lambda: [],
-    flip=lambda: _affine(do_flip=True),
-    rotate=lambda: _affine(max_rotate=15.),
-    blur=lambda: [RandomBlur()],
-    ich=lambda: _affine(do_flip=True, max_rotate=15.) + [RandomBlur()],  # section 3.3 of the report
-    shift=lambda: _affine(do_flip=True, max_rotate=10., max_zoom=1.15),  # zooming in around a random point shifts
+def _blur(size: int) -> list: return [RandomBlur(1.5 * size / 256)]  # the same share of the head at every size
+
+TFMS = dict(  # name -> (size in pixels -> batch transforms)
+    none=lambda size: [],
+    flip=lambda size: _affine(do_flip=True),
+    rotate=lambda size: _affine(max_rotate=15.),
+    blur=_blur,
+    ich=lambda size: _affine(do_flip=True, max_rotate=15.) + _blur(size),  # section 3.3 of the report
+    shift=lambda size: _affine(do_flip=True, max_rotate=10., max_zoom=1.15),  # zooming in around a random point shifts
 )
 
 def ich_tfms(
     name: str = 'ich', # a name of `TFMS`: none, flip, rotate, blur, ich (the three of them), shift
+    size: int = 256, # side of the images in pixels
 ) -> list: # fastai batch transforms, normalisation not among them; raises `IchError` for another name
     "Return the augmentation of this name."
-    return choose(name, TFMS, 'augmentation')()
+    return choose(name, TFMS, 'augmentation')(size)
 
 # %% ../nbs/06_data.ipynb #9a992f17
 def _by_split(df: pd.DataFrame):
@@ -70,7 +73,7 @@ def _block(y_block, get_y, size: int, tfms: str) -> DataBlock:
     return DataBlock(blocks=(ImageBlock, y_block), get_x=ColReader('fn'), get_y=get_y, splitter=_by_split,
                      # photographs are not square: black bars, because stretching would change shapes
                      item_tfms=Resize(size, ResizeMethod.Pad, PadMode.Zeros),
-                     batch_tfms=[*ich_tfms(tfms), Normalize.from_stats(*imagenet_stats)])
+                     batch_tfms=[*ich_tfms(tfms, size), Normalize.from_stats(*imagenet_stats)])
 
 BINARY = ('none', 'bleed')
 

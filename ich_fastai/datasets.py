@@ -31,7 +31,7 @@ class Dataset:
     where: str # how a user gets it, and on which terms
     kind: str = 'real' # 'phantom' or 'real': the two are never mixed
 
-# %% ../nbs/05_datasets.ipynb #35eeb492
+# %% ../nbs/05_datasets.ipynb #7096aa5d
 def load_folder(
     folder: str|os.PathLike, # a cleaned folder with labels, see `clean.clean_dicoms`
 ) -> pd.DataFrame: # a frame with full names in `fn`; rows without any label are left out; raises `DataError`
@@ -51,7 +51,7 @@ def frame_vocab(
     if known: return known
     return [o for o in df.select_dtypes('number') if df[o].isin([0, 1]).all() and o not in ('fn', 'group', 'split', 'px_fixed', 'phantom')]
 
-# %% ../nbs/05_datasets.ipynb #27e87ca9
+# %% ../nbs/05_datasets.ipynb #80e78d40
 def _phantom(root: Path) -> pd.DataFrame:
     home = root/'phantom'
     if not (home/'clean'/'clean.json').exists():
@@ -60,7 +60,7 @@ def _phantom(root: Path) -> pd.DataFrame:
         clean_dicoms(home/'raw'/'stage_2_train', home/'clean', labels=home/'raw'/'stage_2_train.csv')
     return load_folder(home/'clean')
 
-# %% ../nbs/05_datasets.ipynb #be628b44
+# %% ../nbs/05_datasets.ipynb #dbff8e0d
 RSNA_FOLDERS = ('rsna_ich', 'rsna-intracranial-hemorrhage-detection', 'rsna-intracranial-hemorrhage-detection/rsna-intracranial-hemorrhage-detection')
 
 def find_rsna(
@@ -90,7 +90,7 @@ def _absent(name: str, root: Path):
     raise DataError(f"The data set '{name}' is not in {root.resolve()}. {datasets[name].where} "
                     'The environment variable ICH_DATA names the folder of the data sets.')
 
-# %% ../nbs/05_datasets.ipynb #4aa6c882
+# %% ../nbs/05_datasets.ipynb #73a87986
 def _head_ct(root: Path) -> pd.DataFrame:
     names = 'head_ct', 'head_ct_kitamura', 'head-ct-hemorrhage'
     homes = [o/f for o in (root, Path('/kaggle/input')) for f in names if (o/f/'labels.csv').is_file()]
@@ -104,7 +104,7 @@ def _head_ct(root: Path) -> pd.DataFrame:
     if lack: raise DataError(f'{len(lack)} of {len(df)} images that {csv} lists are missing, the first is {lack[0]:03d}.png; unpack the download again.')
     return pd.DataFrame(dict(fn=df.id.map(files), group=df.id.map('{:03d}'.format), any=df.hemorrhage.astype(int)))
 
-# %% ../nbs/05_datasets.ipynb #b23ff450
+# %% ../nbs/05_datasets.ipynb #e5632ab4
 _ENTRIES = (
     Dataset('phantom', LABELS, _phantom, 'It is made when it is first asked for. Free of terms.', 'phantom'),
     Dataset('rsna_ich', LABELS, _rsna, 'Download it with a Kaggle account: kaggle competitions download -c rsna-intracranial-hemorrhage-detection '
@@ -114,7 +114,7 @@ _ENTRIES = (
 )
 datasets = {o.name: o for o in _ENTRIES}
 
-# %% ../nbs/05_datasets.ipynb #a4958fc7
+# %% ../nbs/05_datasets.ipynb #384037dc
 @dataclass(frozen=True)
 class Opened:
     "A data set that was read."

@@ -20,8 +20,8 @@ from .report import write_report
 from .runs import Run, save_run
 from .train import task_rows, train_binary, train_multilabel
 
-# %% ../nbs/14a_demo.ipynb #fe38bfdd
-PATIENTS = 150
+# %% ../nbs/14a_demo.ipynb #9fead822
+PATIENTS = 180
 RECIPE = dict(arch='resnet10_narrow', sizes=(96,), bs=32, valid=.1, test=.3, keep='last', study='demo')
 MULTILABEL_RECIPE = RECIPE | dict(epochs=14, weights='none', only_bleeds=False)
 BINARY_RECIPE = RECIPE | dict(epochs=4, freeze_epochs=1, lr=1e-3)

@@ -81,7 +81,7 @@ def multilabel_learner(
     "A fastai Learner for any number of labels, with the report's accuracy and mean AUC."
     return _learner(dls, arch, len(dls.vocab), weights, BCEWithLogitsLossFlat(), [accuracy_multi, MeanAUC(False)], wd, fp16, path)
 
-# %% ../nbs/09a_learners.ipynb #faabf816
+# %% ../nbs/09a_learners.ipynb #60e264f9
 def multiclass_learner(
     dls: DataLoaders, # of `data.multiclass_block`
     arch: str = 'resnet18', # see `models.archs`
@@ -93,7 +93,7 @@ def multiclass_learner(
     "A fastai Learner for one of several classes, with accuracy."
     return _learner(dls, arch, len(dls.vocab), weights, CrossEntropyLossFlat(), [accuracy], wd, fp16, path)
 
-# %% ../nbs/09a_learners.ipynb #cb178c3d
+# %% ../nbs/09a_learners.ipynb #7db662b9
 def plan_stages(
     sizes: tuple = (256,), # sides of the images in pixels, in turn: several make progressive resizing
     epochs: int = 5, # epochs a size
@@ -104,7 +104,7 @@ def plan_stages(
     head = [dict(size=sizes[0], epochs=freeze_epochs, frozen=True)] if freeze_epochs else []
     return head + [dict(size=o, epochs=epochs, frozen=False) for o in sizes]
 
-# %% ../nbs/09a_learners.ipynb #12dbd8d1
+# %% ../nbs/09a_learners.ipynb #c4f458aa
 class KeepRun(Callback):
     "Keep log, best weights and the state to go on from, epoch by epoch, in the run's folder."
     order = 60  # after fastai's Recorder
@@ -138,7 +138,7 @@ class KeepRun(Callback):
 def _line(row: dict) -> str:
     return '  '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items())
 
-# %% ../nbs/09a_learners.ipynb #0a1e05f2
+# %% ../nbs/09a_learners.ipynb #b109c591
 def find_lr(
     learn: Learner, # with data of the first stage
     path: Path, # the run's folder: gets lr_find.csv

@@ -161,7 +161,7 @@ class Scene:
         w = 1/self.soft(f)
         self.layers.append((snap(f*w), snap(np.maximum(half, 0)*w), hu, name))
 
-# %% ../nbs/01b_scene.ipynb #31135a02
+# %% ../nbs/01b_scene.ipynb #85239a3e
 def cover(
     g: np.ndarray, # (GRID, GRID) depth in units of the edge's softness
     half: np.ndarray|None, # half thickness of a sheet in the same units; None for a solid

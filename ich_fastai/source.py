@@ -25,7 +25,7 @@ def open_source(
     if not src.exists(): raise DataError(f'{src} does not exist; name a folder, a zip archive or a file with head CT DICOMs.')
     return src, None
 
-# %% ../nbs/01a_source.ipynb #cafe4045
+# %% ../nbs/01a_source.ipynb #b82c9f90
 def find_files(
     src: str|os.PathLike, # see `open_source`
     leave_out: str|os.PathLike|None = None, # a folder below `src` that is not looked into, such as the output
@@ -44,7 +44,7 @@ def find_files(
     if not names: raise DataError(f'There is no file in {src}; name the folder that holds the DICOM files.')
     return sorted(names)
 
-# %% ../nbs/01a_source.ipynb #d8a94f83
+# %% ../nbs/01a_source.ipynb #00074444
 @functools.lru_cache(1)
 def _open_zip(path: Path, changed: int, pid: int) -> zipfile.ZipFile:
     "One open archive a process, since reading its table of contents takes seconds; an open file must not be shared across a fork."
@@ -58,5 +58,6 @@ def locate(
     path, inside = open_source(src)
     if inside is None: return path/name if path.is_dir() else path
     try: return _open_zip(path, path.stat().st_mtime_ns, os.getpid()).read(inside + name)
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError) as e:  # the last two: encrypted, unknown compression
+    # the last three: not in the archive, encrypted, unknown compression
+    except (OSError, zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError) as e:
         raise DicomError('unreadable', type(e).__name__) from e
