@@ -60,15 +60,15 @@ def _card(preds, vocab, thresh, n, prior) -> dict:
     y, p = (preds[[f'{k}_{o}' for o in vocab]].to_numpy(float) for k in 'yp')
     return report_card(y, p, vocab, groups=preds.group.to_numpy(), thresh=thresh, n=n, prior=prior)
 
-# %% ../nbs/09b_measure.ipynb #dd839d0f
-BLOOD = (77, 118) # greys that are 50 to 90 HU in the subdural window
+# %% ../nbs/09b_measure.ipynb #b0ba2e36
+BLOOD = (77, 117) # greys that are 50 to 90 HU in the subdural window
 
 def grey_stats(
     fn: str|os.PathLike, # an image
 ) -> np.ndarray: # float32 (30,): mean, deviation, seven quantiles and share of `BLOOD` of each channel
     "Describe an image without its shapes."
     x = np.asarray(Image.open(fn).convert('RGB')).reshape(-1, 3)
-    blood = ((x > BLOOD[0]) & (x < BLOOD[1])).mean(0)
+    blood = ((x >= BLOOD[0]) & (x <= BLOOD[1])).mean(0)
     return np.vstack([x.mean(0), x.std(0), np.quantile(x, [.05, .25, .5, .75, .9, .95, .99], axis=0), blood]).ravel().astype(np.float32)
 
 # %% ../nbs/09b_measure.ipynb #7fcf779d
