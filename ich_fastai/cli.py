@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['summary', 'parser', 'main']
 
-# %% ../nbs/15_cli.ipynb #25a1034f
+# %% ../nbs/15_cli.ipynb #c3586cda
 import argparse
 import os
 import sys
+import warnings
 
 from . import __version__
 from .core import IchError
@@ -167,6 +168,7 @@ def main(
 ) -> int: # 0 done, 1 could not be done
     "Run the `ich` command."
     a = parser().parse_args(argv)
+    warnings.filterwarnings('ignore', '.*torch.jit', FutureWarning)  # of a package that fastai imports; nothing a user could do
     try: return a.work(a) or 0
     except KeyboardInterrupt as e: message = str(e) or 'Stopped. The same command goes on from where it was.'
     except IchError as e:
