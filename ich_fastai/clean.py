@@ -23,10 +23,9 @@ import cv2
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
 
 from . import __version__
-from .core import DataError, DicomError, IchError, atomic, choose, n_cpus, plain, progress, read_json, write_json
+from .core import DataError, DicomError, IchError, atomic, choose, in_processes, n_cpus, plain, progress, read_json, write_json
 from .dicom import (WINDOWS, brain_box, crop_resize, pct_window, read_header, read_slice, window)
 from .frames import add_labels, read_labels
 from .source import find_files, locate
@@ -60,9 +59,7 @@ def _in_chunks(work, src, names: Sequence, *args, workers: int|None, desc: str, 
     "Run `work(src, names, *args)` over chunks of `names`, in order, in `workers` processes; yield row by row."
     chunks = [names[i:i + chunk] for i in range(0, len(names), chunk)]
     workers = min(workers or n_cpus(), len(chunks) // 2)  # starting a process takes as long as two chunks of files
-    if workers <= 1: done = (work(src, o, *args) for o in chunks)
-    # joblib's loky starts fresh processes: no fork after torch or OpenMP, and no main guard to forget
-    else: done = Parallel(n_jobs=workers, return_as='generator', batch_size=1)(delayed(work)(src, o, *args) for o in chunks)
+    done = in_processes(work, ((src, o, *args) for o in chunks), workers)
     return progress(itertools.chain.from_iterable(done), len(names), desc)
 
 def metadata_frame(

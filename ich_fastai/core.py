@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUBTYPES', 'LABELS', 'IchError', 'FrameError', 'DataError', 'WeightsError', 'DicomError', 'choose', 'data_root',
-           'atomic', 'plain', 'write_json', 'read_json', 'sha256', 'in_notebook', 'progress', 'n_cpus']
+           'atomic', 'plain', 'write_json', 'read_json', 'sha256', 'in_notebook', 'progress', 'n_cpus', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #170b83d9
 import contextlib
@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #5f53c7c5
@@ -150,3 +150,18 @@ def progress(
 def n_cpus() -> int: # at least 1
     "Count the processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+# %% ../nbs/00_core.ipynb #666e9f64
+def in_processes(
+    work: Callable, # a function of a module
+    jobs: Iterable[tuple], # arguments of each call
+    workers: int, # processes; 1 or less: this one
+) -> Iterator: # results, in the order of the jobs
+    "Call `work(*job)` for every job in worker processes."
+    if workers <= 1:
+        for o in jobs: yield work(*o)
+        return
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+    try: yield from Parallel(n_jobs=workers, return_as='generator', batch_size=1)(delayed(work)(*o) for o in jobs)
+    finally: get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)

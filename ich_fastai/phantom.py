@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from .core import LABELS, SUBTYPES, IchError, atomic, n_cpus, progress, read_json, write_json
+from .core import LABELS, SUBTYPES, IchError, atomic, in_processes, n_cpus, progress, read_json, write_json
 from .study import Study, make_study
 
 # %% ../nbs/02_phantom.ipynb #92255526
@@ -187,8 +186,8 @@ def write_phantom(
     done = open_folder(out, args)
     if done: return done
     bad = int(np.random.Generator(np.random.PCG64((seed, 6))).integers(patients))
-    jobs = (delayed(write_patient)(out/'stage_2_train', seed, i, i == bad, size, n_slices) for i in range(patients))
-    found = Parallel(n_jobs=min(workers or n_cpus(), patients), return_as='generator')(jobs)
+    jobs = ((out/'stage_2_train', seed, i, i == bad, size, n_slices) for i in range(patients))
+    found = in_processes(write_patient, jobs, min(workers or n_cpus(), patients))
     truth = pd.DataFrame([row for rows in progress(found, patients, 'making phantom patients') for row in rows])
     for fn, df in (('stage_2_train.csv', label_rows(truth, seed)), ('phantom_truth.csv', truth.sort_values('sop'))):
         with atomic(out/fn) as tmp: df.to_csv(tmp, index=False, lineterminator='\n')
