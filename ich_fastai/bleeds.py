@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from .scene import Scene, ellipsoid, tube, wave
+from .scene import Scene, ellipsoid, wave
 
 # %% ../nbs/01d_bleeds.ipynb #58d0f717
 def blood_hu(

@@ -25,7 +25,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from . import __version__
-from .core import DataError, DicomError, IchError, atomic, choose, in_processes, n_cpus, plain, progress, read_json, write_json
+from .core import DataError, DicomError, IchError, atomic, choose, in_processes, n_cpus, plain, progress, write_json
 from .dicom import (WINDOWS, brain_box, crop_resize, pct_window, read_header, read_slice, window)
 from .frames import add_labels, read_labels
 from .source import find_files, locate

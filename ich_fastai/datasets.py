@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from .clean import clean_dicoms, load_manifest
-from .core import LABELS, DataError, FrameError, choose, data_root, read_json
+from .core import LABELS, DataError, FrameError, choose, data_root
 from .frames import check_frame, rsna_labels, split_by_patient
 from .phantom import write_phantom
 
