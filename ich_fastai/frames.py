@@ -77,8 +77,8 @@ def add_labels(
         raise FrameError(f'No id of the labels fits an image: they look like {_name_some(labels.sop, 2)}, '
                          f'the images like {_name_some(manifest.sop, 2)}. Is it the label file of another set?')
     df = manifest.merge(labels, on='sop', how='left', validate='one_to_one')
-    names = [o for o in vocab if o != 'any']
-    df['labels'] = df[names].eq(1).apply(lambda o: ';'.join(o.index[o]), axis=1) if len(df) else ''
+    names = [o for o in vocab if o != 'any'] or vocab  # `any` says nothing beside the others
+    df['labels'] = [';'.join(n for n, v in zip(names, row) if v == 1) for row in df[names].to_numpy()]
     spare = labels.sop[~labels.sop.isin(manifest.sop) & ~labels.sop.isin(blank)]
     counts = {o: int(df[o].sum()) for o in vocab}
     return df, dict(positive=counts, images_without_label=int((~known).sum()), labels_without_image=len(spare),

@@ -80,7 +80,7 @@ def test_real_label_tables(real):
 def test_join_is_by_id_not_by_order():
     labels = pd.DataFrame(dict(sop=list('cba'), any=[1, 0, 0]))
     df, _ = add_labels(pd.DataFrame(dict(sop=list('abc'))), labels)
-    assert df['any'].tolist() == [0, 0, 1]
+    assert df['any'].tolist() == [0, 0, 1] and df['labels'].tolist() == ['', '', 'any']
 
 
 def test_every_loader_says_where_to_get_it(tmp_path):
