@@ -76,8 +76,8 @@ def _train(task: str, args: dict) -> Run:
     "Train, measure and record; `args` are the bound arguments of one of the public functions."
     begin = time.monotonic()
     a = SimpleNamespace(**args)
+    arch = find_arch(a.arch)  # before the data: reading them may take an hour
     opened = open_dataset(a.data)
-    arch = find_arch(a.arch)
     labels, block, learner = TASKS[task]
     vocab = labels(opened, a)
     df, kind = task_rows(opened, task, vocab, a)
@@ -86,7 +86,10 @@ def _train(task: str, args: dict) -> Run:
     set_seed(a.seed, reproducible=True)
 
     def make(size: int): return make_dls(df, _block_of(block, task, vocab, size, a.tfms), a.bs or arch.bs, a.num_workers)
-    learn = learner(make(stages[state['stage'] if state else 0]['size']), a.arch, 'none' if state else a.weights, a.wd, a.fp16, run.path)
+    try: learn = learner(make(stages[state['stage'] if state else 0]['size']), a.arch, 'none' if state else a.weights, a.wd, a.fp16, run.path)
+    except IchError:
+        if not state: run.path.rmdir()  # nothing has begun
+        raise
     keeper = KeepRun(run.path, a.keep)
     if state:
         learn.model.load_state_dict(state['model'])
