@@ -43,8 +43,8 @@ def environment(
     return dict(git=git_state(), versions=versions, python=platform.python_version(), system=platform.system(),
                 machine=platform.machine(), cpus=n_cpus(), device=str(device))
 
-# %% ../nbs/09_runs.ipynb #083b576c
-@dataclass
+# %% ../nbs/09_runs.ipynb #4bb8fc28
+@dataclass(repr=False)
 class Run:
     "A training that happened."
     id: str # names its folder
@@ -57,6 +57,7 @@ class Run:
     preds: pd.DataFrame|None = None # `fn, group, split`, `p_<label>`, `y_<label>`; None where the file was not kept
     learn: object = None # the fastai Learner, in the process that trained it
 
+    def __repr__(self): return f'Run({self.id!r}, {self.record.get("status")}, {self.path})'
     def _repr_html_(self): return runs_table(runs=[self])._repr_html_()
 
 def new_run(
