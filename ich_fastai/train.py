@@ -85,7 +85,7 @@ def _train(task: str, args: dict) -> Run:
     run, state = _begin(task, args, opened, a)
     set_seed(a.seed, reproducible=True)
 
-    def make(size: int): return make_dls(df, _block_of(block, task, vocab, size, a.tfms), a.bs or arch.bs, a.num_workers)
+    def make(size: int): return make_dls(df, block(vocab, size=size, tfms=a.tfms), a.bs or arch.bs, a.num_workers)
     try: learn = learner(make(stages[state['stage'] if state else 0]['size']), a.arch, 'none' if state else a.weights, a.wd, a.fp16, run.path)
     except IchError:
         if not state: run.path.rmdir()  # nothing has begun
@@ -113,8 +113,6 @@ def _train(task: str, args: dict) -> Run:
     save_run(run)
     (run.path/'state.pth').unlink(missing_ok=True)
     return run
-
-def _block_of(block, task: str, vocab: tuple, size: int, tfms: str): return block(vocab, size=size, tfms=tfms)
 
 def _sizes(df: pd.DataFrame) -> dict:
     "How many images and patients stand on each side."
