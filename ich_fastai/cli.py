@@ -34,10 +34,13 @@ def _clean(a) -> None:
     from ich_fastai.clean import clean_dicoms
     from ich_fastai.core import read_json
     counts = clean_dicoms(a.src, a.out, size=a.size, windows=a.windows, min_brain=a.min_brain, crop=not a.no_crop, format=a.format,
-                          quality=a.quality, labels=a.labels, workers=a.workers, overwrite=a.overwrite)
+                          quality=a.quality, refuse=a.refuse or (), labels=a.labels, pseudonymize=a.pseudonymize, workers=a.workers,
+                          overwrite=a.overwrite)
     print(_counts(counts))
     about = read_json(os.path.join(a.out, 'clean.json'))
     if about['reasons']: print(f"refused: {_counts(about['reasons'])}; see {os.path.join(a.out, 'quarantine.csv')}")
+    if about['series']['problems']:
+        print(f"of {about['series']['n']} series: {_counts(about['series']['problems'])}; see {os.path.join(a.out, 'series.csv')}")
     lab = about.get('labels')
     if lab:
         print(f"labels: {_counts(lab['positive'])}; {lab['images_without_label']} images without a label, "
@@ -130,8 +133,11 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     c.add_argument('--windows', default='brain,subdural,soft', help='one or three windows, one a colour channel')
     c.add_argument('--min-brain', type=float, default=.02, help='share of brain below which a slice is blank (the report: 0.20, which loses 26 %% of all bleeds)')
     c.add_argument('--no-crop', action='store_true', help='keep the whole field of view')
-    c.add_argument('--format', default='jpg', choices=['jpg', 'png'], help='of the pictures')
+    c.add_argument('--format', default='jpg', choices=['jpg', 'png', 'hu'], help='of the pictures; hu keeps all Hounsfield units in one file')
     c.add_argument('--quality', type=int, default=90, help='of a JPEG')
+    c.add_argument('--refuse', metavar='KINDS', help='series that are not wanted: contrast, bone, or contrast,bone')
+    c.add_argument('--pseudonymize', metavar='KEYFILE', nargs='?', const=True, default=False,
+                   help='replace all ids by hashes with a secret key, kept in KEYFILE, or in OUT.key beside OUT')
     c.add_argument('--workers', type=int, help='processes; one a core if not given')
     c.add_argument('--overwrite', action='store_true', help='drop what an earlier run made')
 

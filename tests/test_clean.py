@@ -55,12 +55,13 @@ def test_a_deleted_picture_is_made_again(raw, cleaned, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for children')
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_taken_up_again(raw, cleaned, tmp_path, sig):
+@pytest.mark.parametrize('sig,format,workers', [(signal.SIGINT, 'jpg', 1), (signal.SIGKILL, 'jpg', 1), (signal.SIGKILL, 'hu', 1), (signal.SIGKILL, 'jpg', 2)])
+def test_stopped_and_taken_up_again(raw, cleaned, tmp_path, sig, format, workers):
     out = tmp_path/'out'
-    args = ['clean', str(raw/'stage_2_train'), str(out), '--labels', str(raw/'stage_2_train.csv'), '--size', '64', '--workers', '1']
+    args = ['clean', str(raw/'stage_2_train'), str(out), '--labels', str(raw/'stage_2_train.csv'), '--size', '64', '--workers', str(workers), '--format', format]
     p = subprocess.Popen(CLI + args, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while len(list((out/'images').glob('ID_*'))) < 10 and p.poll() is None: time.sleep(.002)
+    def far(): return len(list((out/'images').glob('ID_*'))) >= 10 or (out/'hu.npy').exists() and (out/'hu.npy').stat().st_size > 10 * 64 * 64 * 2
+    while not far() and p.poll() is None: time.sleep(.001)
     os.killpg(p.pid, sig)
     err = p.communicate()[1]
     assert p.returncode != 0 and 'Traceback' not in err
@@ -68,7 +69,8 @@ def test_stopped_and_taken_up_again(raw, cleaned, tmp_path, sig):
     if sig == signal.SIGINT: assert p.returncode == 1 and 'goes on from where it was' in err
     r = subprocess.run(CLI + args, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
-    same(cleaned, out)
+    if format == 'hu': clean_dicoms(raw/'stage_2_train', tmp_path/'undisturbed', labels=raw/'stage_2_train.csv', size=64, format='hu')
+    same(tmp_path/'undisturbed' if format == 'hu' else cleaned, out)
 
 
 def test_zip(raw, cleaned, tmp_path):
