@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'metadata_frame', 'clean_dicoms', 'load_manifest']
 
-# %% ../nbs/04_clean.ipynb #ef7cc3eb
+# %% ../nbs/04_clean.ipynb #b9627ec9
 import datetime
-import hashlib
-import itertools
 import os
 import platform
 import time
@@ -22,38 +20,21 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from . import __version__
-from .core import DataError, DicomError, IchError, atomic, choose, in_processes, n_cpus, progress, write_json
-from .dicom import WINDOWS, read_headers
+from .core import DataError, IchError, atomic, choose, in_processes, n_cpus, progress, write_json
+from .dicom import WINDOWS
 from .frames import add_labels, read_labels
 from .journal import PLANES, Journal, PlaneFile, Pseudonyms, read_journal
-from .preprocess import FORMATS, REFUSABLE, clean_file, pixel_stats, safe_name
+from .preprocess import FORMATS, REFUSABLE, clean_files, describe_files, safe_name
 from .series import check_series, order_slices
-from .slices import open_slices
-from .source import Source, find_files, locate, open_source
+from .source import Source, find_files, open_source
 
-# %% ../nbs/04_clean.ipynb #0262ab05
-def _meta_chunk(src: Source, names: Sequence[str], pixels: bool) -> list[dict]:
-    "Rows of the metadata frame, in a worker process."
-    rows = []
-    for name in names:
-        try:
-            file = locate(src, name)
-            found = [(row, None) for row in read_headers(file)] if not pixels else open_slices(file)
-            rows += [_meta_row(name, row, load) for row, load in found]
-        except DicomError as e: rows.append(e.row | dict(file=name, reason=e.reason, detail=e.detail))
-    return rows
-
-def _meta_row(name: str, row: dict, load) -> dict:
-    try: stats = pixel_stats(load()) if load else {}
-    except DicomError as e: return dict(file=name, reason=e.reason, detail=e.detail, **row)
-    return dict(file=name, reason='', detail='', **row, **stats)
-
+# %% ../nbs/04_clean.ipynb #711d9507
 def _in_chunks(work, src: Source, names: Sequence, *args, workers: int|None, desc: str, chunk: int = 16) -> Iterator[list]:
-    "Run `work(src, names, *args)` over chunks of `names`, in order, in `workers` processes; yield its answers one by one."
+    "Run `work(src, names, *args)` over chunks of `names`, in order, in `workers` processes; yield its answers."
     chunks = [names[i:i + chunk] for i in range(0, len(names), chunk)]
     workers = min(workers or n_cpus(), len(chunks) // 2)  # starting a process takes as long as two chunks of files
     done = in_processes(work, ((src, o, *args) for o in chunks), workers)
-    return progress(itertools.chain.from_iterable(done), len(names), desc)
+    return progress(done, len(names), desc, count=len)
 
 def metadata_frame(
     src: str|os.PathLike, # a folder, a zip archive or a file
@@ -62,9 +43,10 @@ def metadata_frame(
 ) -> pd.DataFrame: # a row a slice: `file`, `reason`, `detail`, the header row of `slices`, and the statistics
     "Read the headers of all files of a source into a frame."
     src = open_source(src)
-    rows = list(_in_chunks(_meta_chunk, src, find_files(src), pixels, workers=workers, desc='reading'))
-    df = pd.DataFrame(rows)
-    return df[['file', 'reason', 'detail', *(o for o in df if o not in ('file', 'reason', 'detail'))]]
+    done = _in_chunks(describe_files, src, find_files(src), pixels, workers=workers, desc='reading')
+    rows = [row for rows in done for row in rows]
+    first = 'file', 'reason', 'detail'
+    return pd.DataFrame(rows, columns=[*first, *(o for o in max(rows, key=len) if o not in first)])
 
 # %% ../nbs/04_clean.ipynb #fba90c87
 MANIFEST = ('fn sop group study series z rows columns bits_stored pixel_representation px_fixed img_min img_max img_mean img_std '
@@ -104,7 +86,7 @@ def clean_dicoms(
         except OSError as e:
             raise IchError(f'{e.strerror or e}: {out} cannot be written. Make room or mend the rights; the same command then goes on from where it was.') from e
         finally: books.close()
-        return _finish(src, out, opts, names, todo, books, labels, time.monotonic() - start)
+        return _finish(src, out, opts, names, books, labels, time.monotonic() - start)
 
 # %% ../nbs/04_clean.ipynb #4fa257d9
 def _check_options(size, windows, min_brain, crop, format, quality, refuse) -> dict:
@@ -135,36 +117,19 @@ def _pseudonyms(out: Path, wanted) -> Pseudonyms|None:
 
 def _drop(out: Path) -> None:
     "Delete what an earlier run made: only names that its journal lists."
-    for o in read_journal(out)[1:]:
-        for s in o['slices']:
+    for o in read_journal(out):
+        for s in (o, *o.get('slices', ())):  # the first: of version 0.1.0
             if s.get('fn', '').startswith('images/'): (out/'images'/Path(s['fn']).name).unlink(missing_ok=True)
     for o in 'clean.jsonl', 'manifest.parquet', 'quarantine.csv', 'series.csv', 'clean.json', PLANES: (out/o).unlink(missing_ok=True)
 
-# %% ../nbs/04_clean.ipynb #2429f6a6
-def _clean_chunk(src: Source, names: Sequence[str], images: Path, opts: dict) -> list[dict]:
-    "Clean files in a worker process: the slices of each, with `tmp` where there is a picture."
-    res = []
-    for name in names:
-        slices, stem = [], f".tmp-{os.getpid()}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
-        for i, (o, data) in enumerate(clean_file(src, name, opts)):
-            if data is not None:
-                o['tmp'] = f'{stem}-{i}'
-                with open(images/o['tmp'], 'wb') as f: f.write(data)
-            slices.append(o)
-        res.append(dict(file=name, slices=slices))
-    return res
-
-# %% ../nbs/04_clean.ipynb #970f7b5a
+# %% ../nbs/04_clean.ipynb #f2bc47a4
 class _Books:
     "Names, pseudonyms and the journal of one cleaned folder."
     def __init__(self, src: Source, out: Path, settings: dict, hide: Pseudonyms|None):
         self.src, self.out, self.hide = src, out, hide
-        self.journal = Journal(out, settings)
-        before = [(o['file'], s) for o in self.journal.done.values() for s in o['slices']]
-        self.first = {s['row']['sop']: file for file, s in before if 'row' in s}
-        self.names = {s['fn'].lower() for _, s in before if 'fn' in s}
+        self.journal, self.counts = Journal(out, settings), Counter()
         self.suffix = FORMATS[settings['format']]
-        self.planes = PlaneFile(out, settings['size'], len(self.names)) if settings['format'] == 'hu' else None
+        self.planes = PlaneFile(out, settings['size'], len(self.journal.used)) if settings['format'] == 'hu' else None
 
     def key(self, name: str) -> str: return self.hide(name) if self.hide else name
 
@@ -174,28 +139,28 @@ class _Books:
         slices = [self._settle(s, file) for s in o['slices']]
         if any(s.get('reason') == 'unreadable' for s in slices) and not self.src.path.exists():
             raise DataError(f'{self.src.path} is gone; bring it back, and the same command goes on from where it was.')
+        self.counts.update(s['status'] for s in slices)
         self.journal.add(dict(file=file, slices=slices))
 
     def _settle(self, o: dict, file: str) -> dict:
         tmp, row = o.pop('tmp', None), o.get('row')
         if row is None: return o
         if self.hide: row |= {k: self.hide(row[k]) for k in ('sop', 'group', 'study', 'series')}
-        tmp, sop = tmp and self.out/'images'/tmp, row['sop']
-        if self.first.setdefault(sop, file) != file:
-            if tmp: tmp.unlink()
-            return dict(status='quarantined', reason='duplicate', detail=f'the same SOPInstanceUID as {self.first[sop]}')
+        tmp, sop = tmp and f'{self.out}/images/{tmp}', row['sop']
+        if (first := self.journal.first.get(sop, file)) != file:
+            if tmp: os.unlink(tmp)
+            return dict(status='quarantined', reason='duplicate', detail=f'the same SOPInstanceUID as {first}')
         if tmp: o['fn'] = self._keep(tmp, sop)
         return o
 
-    def _keep(self, tmp: Path, sop: str) -> str:
+    def _keep(self, tmp: str, sop: str) -> str:
         if self.planes:
-            fn = self.planes.add(tmp.read_bytes())
-            tmp.unlink()
+            fn = self.planes.add(Path(tmp).read_bytes())
+            os.unlink(tmp)
         else:
             fn = f'images/{safe_name(sop)}{self.suffix}'
-            if fn.lower() in self.names: fn = f"images/{safe_name(sop + '/')}{self.suffix}"  # differs in case only
-            os.replace(tmp, self.out/fn)
-        self.names.add(fn.lower())
+            if fn.lower() in self.journal.used: fn = f"images/{safe_name(sop + '/')}{self.suffix}"  # differs in case only
+            os.replace(tmp, f'{self.out}/{fn}')
         return fn
 
     def close(self) -> None:
@@ -206,16 +171,17 @@ class _Books:
 def _run(src: Source, todo: list, out: Path, opts: dict, workers, books: _Books) -> None:
     "Clean the files of `todo`, in order."
     for o in (out/'images').glob('.tmp-*'): o.unlink()  # of a run that was killed
-    for o in _in_chunks(_clean_chunk, src, todo, out/'images', opts, workers=workers, desc='cleaning'): books.add(o)
+    for o in _in_chunks(clean_files, src, todo, out/'images', opts, workers=workers, desc='cleaning'):
+        for file in o: books.add(file)
 
-# %% ../nbs/04_clean.ipynb #6c7d6615
-def _finish(src: Source, out: Path, opts: dict, names: list, todo: list, books: _Books, labels, seconds: float) -> dict:
+# %% ../nbs/04_clean.ipynb #0cc7002d
+def _finish(src: Source, out: Path, opts: dict, names: list, books: _Books, labels, seconds: float) -> dict:
     "Write manifest, quarantine, series and counts from the journal; raise `DataError` where there is no picture at all."
-    done, key = books.journal.done, books.key
-    rows = [dict(file=key(o), **s) for o in names for s in done[key(o)]['slices']]
-    new = Counter(s['status'] for o in todo for s in done[key(o)]['slices'])
-    every = Counter(o['status'] for o in rows)
-    counts = dict(found=len(rows), written=new['written'], blank=new['blank'], quarantined=new['quarantined'], skipped=len(rows) - new.total())
+    place = {books.key(o): i for i, o in enumerate(names)}
+    rows = sorted((place[o['file']], i, dict(s, file=o['file'])) for o in read_journal(out) if o.get('file') in place for i, s in enumerate(o['slices']))
+    rows = [o for _, _, o in rows]
+    every, new = Counter(o['status'] for o in rows), books.counts
+    counts = dict(found=len(rows), written=new['written'], blank=new['blank'], quarantined=new['quarantined'], skipped=len(rows) - sum(new.values()))
     manifest = pd.DataFrame([o['row'] | dict(fn=o['fn']) for o in rows if o['status'] == 'written'], columns=[*MANIFEST, 'position', 'orientation'])
     manifest = order_slices(manifest)[MANIFEST]
     refused = pd.DataFrame([o for o in rows if o['status'] == 'quarantined'], columns=['file', 'reason', 'detail'])
@@ -242,7 +208,7 @@ def _finish(src: Source, out: Path, opts: dict, names: list, todo: list, books: 
 
 _GEOMETRY = ('instance', 'z', 'tilt', 'position', 'orientation', 'thickness', 'rows', 'columns', 'spacing_y', 'spacing_x')
 
-# %% ../nbs/04_clean.ipynb #c734d630
+# %% ../nbs/04_clean.ipynb #3be671a4
 def load_manifest(
     folder: str|os.PathLike, # a cleaned folder
 ) -> pd.DataFrame: # raises `DataError` where it is none

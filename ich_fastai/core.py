@@ -130,16 +130,21 @@ def progress(
     total: int, # how many there are
     desc: str, # what is being done, a few words
     every: float = 10., # seconds between two lines where there is no bar
+    count: Callable = lambda o: 1, # how many of `total` an item stands for
 ) -> Iterator: # the same items
     "Go through `items` with a progress bar on a terminal or notebook, and with plain lines elsewhere."
     if sys.stderr.isatty() or in_notebook():
         from tqdm.auto import tqdm
-        yield from tqdm(items, total=total, desc=desc)
+        with tqdm(total=total, desc=desc) as bar:
+            for o in items:
+                yield o
+                bar.update(count(o))
         return
     start = last = time.monotonic()
-    for i, o in enumerate(items, 1):
+    i = 0
+    for o in items:
         yield o
-        now = time.monotonic()
+        i, now = i + count(o), time.monotonic()
         if now - last >= every and i < total:
             last = now
             left = (now - start) / i * (total - i)
@@ -163,5 +168,9 @@ def in_processes(
         return
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
     try: yield from Parallel(n_jobs=workers, return_as='generator', batch_size=1)(delayed(work)(*o) for o in jobs)
+    except TerminatedWorkerError as e:
+        raise IchError('A worker process died, for lack of memory or by a crash of a decoder. The same command goes on from where it was; '
+                       'with --workers 1 it needs the least memory.') from e
     finally: get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)

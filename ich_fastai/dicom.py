@@ -99,15 +99,26 @@ def brain_box(
 ) -> tuple[int, int, int]: # y, x, side in pixels; the square may stick out of an image that is not square
     "Find the square around the head: a box blur of the brain window (bone left out) above 0.05; the middle square if nothing is."
     rows, cols = hu.shape
-    step = max(1, min(rows, cols) // 256)
-    k = int(.3 * cols / 4) * 2 // step | 1  # the width that fastai's Gaussian is cut to
+    k = int(.3 * cols / 4) * 2 + 1  # the width that fastai's Gaussian is cut to
     tissue = cv2.threshold(cv2.threshold(hu, 79, 0, cv2.THRESH_TOZERO_INV)[1], 0, 0, cv2.THRESH_TOZERO)[1]  # 1 to 79 HU, the rest 0
-    if step > 1: tissue = cv2.resize(tissue[:rows // step * step, :cols // step * step], (cols // step, rows // step), interpolation=cv2.INTER_AREA)
-    total = cv2.boxFilter(tissue, cv2.CV_32S, (k, k), normalize=False, borderType=cv2.BORDER_REPLICATE)
-    x, y, w, h = (o * step for o in cv2.boundingRect(cv2.compare(total, .05 * 80 * k * k, cv2.CMP_GT)))
+    step, found = max(1, min(rows, cols) // 256), None
+    if step > 1:
+        small = cv2.resize(tissue[:rows // step * step, :cols // step * step], (cols // step, rows // step), interpolation=cv2.INTER_AREA)
+        found = _blurred_above(small, k // step | 1, sure=True)
+    if found is None: step, found = 1, _blurred_above(tissue, k)
+    x, y, w, h = (o * step for o in found)
     if not w: x, y, w, h = (cols - min(rows, cols)) // 2, (rows - min(rows, cols)) // 2, min(rows, cols), min(rows, cols)
     side = max(w, h)
     return _place(2 * y + h, side, rows), _place(2 * x + w, side, cols), side
+
+def _blurred_above(tissue: np.ndarray, k: int, sure: bool = False) -> tuple[int, int, int, int]|None:
+    "Rectangle (x, y, width, height) around what is above 4 HU after a blur of `k` pixels; if `sure`, None where 5 % more or less move an edge by over 2 pixels."
+    total = cv2.boxFilter(tissue, cv2.CV_32S, (k, k), normalize=False, borderType=cv2.BORDER_REPLICATE)
+    def around(limit: float): return cv2.boundingRect(cv2.compare(total, limit * k * k, cv2.CMP_GT))
+    if sure:
+        (x0, y0, w0, h0), (x1, y1, w1, h1) = around(3.8), around(4.2)
+        if max(x1 - x0, y1 - y0, x0 + w0 - x1 - w1, y0 + h0 - y1 - h1) > 2: return None
+    return around(4.)
 
 def _place(twice_middle: int, side: int, length: int) -> int:
     "Start of a stretch of `side` around a middle: moved to lie inside `length`, or centred on it where it is longer."

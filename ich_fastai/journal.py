@@ -5,46 +5,61 @@
 # %% auto #0
 __all__ = ['PLANES', 'read_journal', 'Journal', 'PlaneFile', 'open_planes', 'Pseudonyms']
 
-# %% ../nbs/03c_journal.ipynb #25da01a2
+# %% ../nbs/03c_journal.ipynb #1c4430e9
 import hashlib
 import hmac
 import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from .core import DataError, IchError, atomic
 
-# %% ../nbs/03c_journal.ipynb #d317326f
+# %% ../nbs/03c_journal.ipynb #278b6097
 def read_journal(
     out: Path, # a cleaned folder
-) -> list[dict]: # the settings, then what became of each file; empty where there is no journal
-    "Read the whole lines of a journal."
+) -> Iterator[dict]: # the settings, then what became of each file; nothing where there is no journal
+    "Go through the whole lines of a journal."
     fn = out/'clean.jsonl'
-    if not fn.exists(): return []
-    with open(fn, encoding='utf-8') as f: return [json.loads(o) for o in f if o.endswith('\n')]
+    if not fn.exists(): return
+    with open(fn, encoding='utf-8') as f: yield from (json.loads(o) for o in f if o.endswith('\n'))
 
 class Journal:
-    "What became of each file of a cleaned folder, in `clean.jsonl`: `{'file': name, 'slices': [{'status': ..., ...}]}`."
+    """What became of each file of a cleaned folder, in `clean.jsonl`: `{'file': name, 'slices': [{'status': ..., ...}]}`.
+    In memory stay only names: `done` (files), `first` (SOPInstanceUID -> file) and `used` (pictures, in small letters)."""
     def __init__(self,
         out: Path, # the cleaned folder
         settings: dict, # what must not change between two runs; raises `IchError` where it did
     ):
-        before, *done = read_journal(out) or [settings]
+        self.done, self.first, self.used = set(), {}, set()
+        lines = read_journal(out)
+        before = next(lines, settings)
         changed = sorted(k for k in settings if settings[k] != before.get(k))
         if changed: raise IchError(f"{out} was cleaned with other settings ({', '.join(changed)}): take another folder, "
                                    'or --overwrite (overwrite=True) to clean it anew.')
         images = set(os.listdir(out/'images')) if (out/'images').is_dir() else ()
-        self.done = {o['file']: o for o in done if all(_stands(s, images) for s in o['slices'])}
-        with atomic(out/'clean.jsonl') as tmp: tmp.write_text(_lines(settings, *self.done.values()), encoding='utf-8', newline='\n')
-        self.file = open(out/'clean.jsonl', 'a', encoding='utf-8', newline='\n')
+        with atomic(out/'clean.jsonl') as tmp:
+            self._open(tmp, 'w')
+            self._write(settings)
+            for o in lines:
+                if all(_stands(s, images) for s in o['slices']): self.add(o)
+            self.close()
+        self._open(out/'clean.jsonl', 'a')
+
+    def _open(self, fn: Path, mode: str) -> None: self.file = open(fn, mode, encoding='utf-8', newline='\n')
+
+    def _write(self, o: dict) -> None: self.file.write(json.dumps(o) + '\n')
 
     def add(self, o: dict) -> None:
         "Note what became of a file."
-        self.done[o['file']] = o
-        self.file.write(_lines(o))
+        self.done.add(o['file'])
+        for s in o['slices']:
+            if 'row' in s: self.first.setdefault(s['row']['sop'], o['file'])
+            if 'fn' in s: self.used.add(s['fn'].lower())
+        self._write(o)
 
     def close(self) -> None: self.file.close()
 
@@ -52,8 +67,6 @@ def _stands(o: dict, images) -> bool:
     "Whether what the journal says of a slice is still true."
     fn = o.get('fn', '')
     return o.get('reason') != 'unreadable' and (not fn.startswith('images/') or fn[7:] in images)
-
-def _lines(*rows: dict) -> str: return ''.join(json.dumps(o) + '\n' for o in rows)
 
 # %% ../nbs/03c_journal.ipynb #39da519a
 PLANES = 'hu.npy'

@@ -16,8 +16,7 @@ PIXELS = 0x7FE00010
 _SHORT = frozenset(b'AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US'.split())  # length in 2 bytes
 _LONG = frozenset(b'OB OD OF OL OV OW SQ SV UC UN UR UT UV'.split())                          # length in 4 bytes
 _CHARSETS = frozenset(['ISO_IR 6', 'ISO_IR 100', 'ISO_IR 192'])  # ASCII means ASCII in these
-_WANTED = {tag: (keyword, vr.encode()) for tag, (keyword, vr) in TAGS.items()}
-_element, _item, _uint32, _uint16, _int16 = (struct.Struct(o) for o in ('<HH2sH', '<HHI', '<I', '<H', '<h'))
+_element, _meta_element, _item, _uint32, _uint16 = (struct.Struct(o) for o in ('<HH2sH', '<2xH2sH', '<HHI', '<I', '<H'))
 
 def plain_tags(
     buf: bytes, # the content of a file, or its beginning
@@ -25,19 +24,17 @@ def plain_tags(
 ) -> tuple[dict, int, int]|None: # tags, start and length of the pixels in bytes; None: not for this reader
     "Read the header of a plain file."
     start, syntax = file_meta(buf)
-    return _elements(buf, size, start, syntax == IMPLICIT) if syntax in (EXPLICIT, IMPLICIT) else None
+    found = _elements(buf, size, start, syntax == IMPLICIT) if syntax in (EXPLICIT, IMPLICIT) else None
+    return found if found and found[0].get('SpecificCharacterSet', 'ISO_IR 6') in _CHARSETS else None
 
 def _head(buf: bytes, pos: int, implicit: bool) -> tuple[int, bytes, int, int]|None:
     "Tag, type, length and place of the value of the element at `pos`."
     if pos + 12 > len(buf): return None
     group, element, vr, n = _element.unpack_from(buf, pos)
-    pos += 8
-    if implicit: vr, n = b'', _uint32.unpack_from(buf, pos - 4)[0]
-    elif vr in _LONG:
-        if n: return None
-        n, pos = _uint32.unpack_from(buf, pos)[0], pos + 4
-    elif vr not in _SHORT: return None
-    return group << 16 | element, vr, n, pos
+    if implicit: return group << 16 | element, b'', _uint32.unpack_from(buf, pos + 4)[0], pos + 8
+    if vr in _SHORT: return group << 16 | element, vr, n, pos + 8
+    if n or vr not in _LONG: return None
+    return group << 16 | element, vr, _uint32.unpack_from(buf, pos + 8)[0], pos + 12
 
 def file_meta(
     buf: bytes, # the content of a file, or its beginning
@@ -46,14 +43,19 @@ def file_meta(
     if buf[128:134] != b'DICM\2\0': return 0, b''
     pos, last, stop, syntax = 132, -1, None, b''
     while buf[pos:pos + 2] == b'\2\0':
-        if (head := _head(buf, pos, False)) is None: return 0, b''
-        tag, vr, n, pos = head
-        if tag <= last or pos + n > len(buf): return 0, b''
-        if tag == 0x00020000:  # the length of the group, which some of RSNA's files lack
+        if pos + 12 > len(buf): return 0, b''
+        tag, vr, n = _meta_element.unpack_from(buf, pos)
+        start = pos + 8
+        if vr not in _SHORT:
+            if n or vr not in _LONG: return 0, b''
+            n, start = _uint32.unpack_from(buf, start)[0], pos + 12
+        pos = start + n
+        if tag <= last or pos > len(buf): return 0, b''
+        if tag == 0x10: syntax = buf[start:pos].rstrip(b'\0')
+        elif tag == 0:  # the length of the group, which some of RSNA's files lack
             if vr != b'UL' or n != 4: return 0, b''
-            stop = pos + 4 + _uint32.unpack_from(buf, pos)[0]
-        if tag == 0x00020010: syntax = buf[pos:pos + n].rstrip(b'\0')
-        pos, last = pos + n, tag
+            stop = pos + _uint32.unpack_from(buf, start)[0]
+        last = tag
     return (pos, syntax) if stop in (None, pos) else (0, b'')
 
 # %% ../nbs/00b_plainfile.ipynb #25e76767
@@ -80,46 +82,55 @@ def _skip_sequence(buf: bytes, pos: int, implicit: bool, depth: int = 0) -> int|
         if n != _UNDEFINED and pos != end: return None
     return None
 
-# %% ../nbs/00b_plainfile.ipynb #3da84009
+# %% ../nbs/00b_plainfile.ipynb #d116d6ed
+def _keys(implicit: bool) -> dict: # first bytes of an element -> tag, keyword, type; what stands in the file where it is what it must be
+    keys = {}
+    for tag, (keyword, vr) in TAGS.items():
+        start = struct.pack('<HH', tag >> 16, tag & 0xFFFF)
+        if implicit: keys[start] = tag, keyword, vr
+        elif vr == 'US or SS': keys |= {start + b'US': (tag, keyword, 'US|'), start + b'SS': (tag, keyword, 'SS|')}
+        else: keys[start + vr.encode()] = tag, keyword, vr
+    return keys
+
+_WANTED = {o: _keys(o) for o in (False, True)}
+
 def _elements(buf: bytes, size: int, pos: int, implicit: bool) -> tuple[dict, int, int]|None:
     "Tags of the header that begins at `pos`."
     tags, last, stop = {}, 0x0007FFFF, len(buf)
-    unpack, wanted = _element.unpack_from, _WANTED.get
-    while pos + 12 <= stop:
-        group, element, vr, n = unpack(buf, pos)
-        tag = group << 16 | element
-        if tag <= last: return None
-        last, pos = tag, pos + 8
-        if implicit: n = _uint32.unpack_from(buf, pos - 4)[0]
-        elif vr in _LONG:
-            if n: return None
-            n = _uint32.unpack_from(buf, pos)[0]
-            pos += 4
-        elif vr not in _SHORT: return None
-        if tag == PIXELS: return (tags, pos, n) if pos + n == size and (implicit or vr in (b'OW', b'OB')) else None
-        if n == _UNDEFINED:
-            if not (implicit or vr == b'SQ') or wanted(tag) or (pos := _skip_sequence(buf, pos, implicit)) is None: return None
-            continue
-        if pos + n > stop: return None
-        if (want := wanted(tag)) and n:
-            keyword, need = want
-            value = buf[pos:pos + n]
-            if need == b'US or SS':  # signed as the pixels are
-                need = {0: b'US', 1: b'SS'}.get(tags.get('PixelRepresentation'))
-            if need is None or not (implicit or vr == need): return None
-            if need == b'US' or need == b'SS':
-                if n != 2: return None
-                tags[keyword] = (_uint16 if need == b'US' else _int16).unpack(value)[0]
-            else:
-                value = _text(value)
-                if value is None or keyword == 'SpecificCharacterSet' and value not in _CHARSETS: return None
-                if value: tags[keyword] = value
-        pos += n
-    return None
+    wanted, width, length = (_WANTED[True].get, 4, _uint32.unpack_from) if implicit else (_WANTED[False].get, 6, _uint16.unpack_from)
+    try:
+        while True:
+            if want := wanted(buf[pos:pos + width]):
+                tag, keyword, vr = want
+                end = pos + 8 + length(buf, pos + width)[0]
+                if tag <= last or end > stop: return None
+                value = buf[pos + 8:end]
+                if vr == 'US':
+                    if len(value) == 2: tags[keyword] = value[0] | value[1] << 8
+                    elif value: return None
+                elif vr in _SIGNED:
+                    if value and not _add_padding(tags, keyword, vr, value): return None
+                elif value:
+                    text = value.decode('ascii').strip(' \0')
+                    if not text.isprintable(): return None
+                    if text: tags[keyword] = '\\'.join([o.strip(' ') for o in text.split('\\')]) if '\\' in text and ' ' in text else text
+                last, pos = tag, end
+                continue
+            if (head := _head(buf, pos, implicit)) is None: return None
+            tag, vr, n, pos = head
+            if tag <= last or tag in TAGS: return None  # the latter: of another type than the dictionary's
+            if tag == PIXELS: return (tags, pos, n) if pos + n == size and (implicit or vr == b'OW' or vr == b'OB') else None
+            if n != _UNDEFINED: pos += n
+            elif not (implicit or vr == b'SQ') or (pos := _skip_sequence(buf, pos, implicit)) is None: return None
+            if pos > stop: return None
+            last = tag
+    except (struct.error, UnicodeDecodeError): return None  # the header ends too early, or is not ASCII
 
-def _text(value: bytes) -> str|None:
-    "Text without the padding of each value; None where it is not printable ASCII."
-    if not value.isascii(): return None
-    text = value.decode('ascii').strip(' \0')
-    if '\\' in text: text = '\\'.join([o.strip(' ') for o in text.split('\\')])
-    return text if text.isprintable() else None
+_SIGNED = {'US or SS': (False, True), 'US|': (False,), 'SS|': (True,)}  # type of a padding tag -> the signs that it can have
+
+def _add_padding(tags: dict, keyword: str, vr: str, value: bytes) -> bool:
+    "Add a number that is signed as the pixels are, if it is so."
+    signed = {0: False, 1: True}.get(tags.get('PixelRepresentation'))
+    if signed not in _SIGNED[vr] or len(value) != 2: return False
+    tags[keyword] = int.from_bytes(value, 'little', signed=signed)
+    return True

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'REFUSABLE', 'FORMATS', 'pixel_stats', 'check_head', 'small_hu', 'slice_image', 'show', 'encode', 'safe_name',
-           'clean_file']
+           'clean_file', 'clean_files', 'describe_files']
 
-# %% ../nbs/03b_preprocess.ipynb #3fab91e5
+# %% ../nbs/03b_preprocess.ipynb #18b8146a
+import errno
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 from simplejpeg import encode_jpeg
 
 from .core import DicomError
-from .dicom import WINDOWS, brain_box, crop_resize, window
+from .dicom import WINDOWS, brain_box, crop_resize, read_headers, window
 from .slices import open_slices
 from .source import Source, locate
 
@@ -28,9 +30,10 @@ def pixel_stats(
 ) -> dict: # img_min, img_max, img_mean, img_std in HU, and img_pct_window (share of pixels with 0 < HU < 80), 0 to 1
     "Summarise a slice."
     lo, hi, _, _ = cv2.minMaxLoc(hu)
+    inside = (hu - np.int16(1)).view(np.uint16) < np.uint16(79)  # 1 to 79 in one comparison: what is below becomes very large
     mean = cv2.sumElems(hu)[0] / hu.size
     std = max(cv2.norm(hu, cv2.NORM_L2SQR) / hu.size - mean * mean, 0.) ** .5
-    return dict(img_min=int(lo), img_max=int(hi), img_mean=mean, img_std=std, img_pct_window=cv2.countNonZero(cv2.inRange(hu, 1, 79)) / hu.size)
+    return dict(img_min=int(lo), img_max=int(hi), img_mean=mean, img_std=std, img_pct_window=int(np.count_nonzero(inside)) / hu.size)
 
 # %% ../nbs/03b_preprocess.ipynb #f88bf552
 HEAD = ('HEAD', 'BRAIN', 'SKULL', 'CRAN', 'NEURO')
@@ -130,3 +133,46 @@ def _clean_slice(row: dict, load, opts: dict) -> tuple[dict, bytes|None]:
     if row['img_pct_window'] < opts['min_brain']: return dict(status='blank', row=row), None
     small, row['crop'] = small_hu(hu, opts['size'], opts['crop'])
     return dict(status='written', row=row), encode(small, opts['windows'], opts['format'], opts['quality'])
+
+# %% ../nbs/03b_preprocess.ipynb #b7148bb1
+def clean_files(
+    src: Source, # from `source.open_source`
+    names: Sequence[str], # files of it
+    images: Path, # a folder
+    opts: dict, # as for `clean_file`
+) -> list[dict]: # a file: `file`, and its `slices` as from `clean_file`, with `tmp`, the name of the picture in `images`
+    "Clean several files."
+    res = []
+    for name in names:
+        slices, stem = [], f".tmp-{os.getpid()}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+        for i, (o, data) in enumerate(clean_file(src, name, opts)):
+            if data is not None:
+                o['tmp'] = f'{stem}-{i}'
+                with open(f"{images}/{o['tmp']}", 'wb', buffering=0) as f:
+                    if f.write(data) < len(data): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            slices.append(o)
+        res.append(dict(file=name, slices=slices))
+    return res
+
+# %% ../nbs/03b_preprocess.ipynb #e814f1d5
+def describe_files(
+    src: Source, # from `source.open_source`
+    names: Sequence[str], # files of it
+    pixels: bool, # also decode the pixels and summarise them
+) -> list[dict]: # a slice: `file`, `reason` and `detail` where it cannot be read, the header row, the statistics
+    "Describe the slices of several files."
+    rows = []
+    for name in names:
+        try:
+            file = locate(src, name)
+            found = [_describe(row, load) for row, load in open_slices(file)] if pixels else read_headers(file)
+        except DicomError as e: found = [e.row | dict(refused=e)]
+        for row in found:
+            e = row.pop('refused', None)
+            row.update(file=name, reason=e.reason if e else '', detail=e.detail if e else '')
+        rows += found
+    return rows
+
+def _describe(row: dict, load) -> dict:
+    try: return row | pixel_stats(load())
+    except DicomError as e: return row | dict(refused=e)

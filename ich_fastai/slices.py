@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
-import pydicom
-from pydicom.encaps import get_frame
 
 from .core import DicomError
 from .hounsfield import to_hu
@@ -33,11 +31,13 @@ _NO_AGENT = ('', 'NO', 'NONE', 'WITHOUT', 'N/A', '0')
 
 def _is_contrast(tags: dict) -> bool:
     text = tags.get('SeriesDescription', '').upper()
+    if not text and 'ContrastBolusAgent' not in tags: return False
     plain = re.search(r'WITHOUT|\bW/?O\b|NON.?CONTRAST|\bNO CONTRAST|\bC-', text)
     return tags.get('ContrastBolusAgent', '').upper() not in _NO_AGENT or bool(_CONTRAST.search(text) and not plain)
 
 def _is_bone(tags: dict) -> bool:
     text = tags.get('SeriesDescription', '').upper()
+    if not text and 'ConvolutionKernel' not in tags: return False
     return bool(_BONE.search(tags.get('ConvolutionKernel', '').upper().split('\\')[0]) or re.search(r'\bBONE\b|OSSEUS', text))
 
 # %% ../nbs/00d_slices.ipynb #7f1fccd7
@@ -45,26 +45,27 @@ def header_row(
     tags: dict, # header of one slice, see `tags`
 ) -> dict: # ids, position and size in mm, encoding, windows, and DICOM's own flag for phantoms
     "Describe a slice in one flat row."
-    text, num = tags.get, lambda keyword: number(tags, keyword)
+    text, study = tags.get, tags.get('StudyInstanceUID', '')
     ori, pos = numbers(tags, 'ImageOrientationPatient', 6), numbers(tags, 'ImagePositionPatient', 3)
-    z, tilt = num('SliceLocation'), math.nan
-    if ori is not None:
-        a, b, c, d, e, f = ori
-        nx, ny, nz = b*f - c*e, c*d - a*f, a*e - b*d
-        tilt = math.degrees(math.atan2(math.hypot(nx, ny), abs(nz)))
-        if pos is not None: z = nx * pos[0] + ny * pos[1] + nz * pos[2]
     spacing = numbers(tags, 'PixelSpacing', 2) or (math.nan, math.nan)
-    study = text('StudyInstanceUID', '')
-    return dict(
-        sop=text('SOPInstanceUID', ''),
+    nx, ny, nz = _normal(*ori) if ori else (math.nan,) * 3
+    return {
+        'sop': text('SOPInstanceUID', ''),
         # a file without PatientID is grouped by its study: the nearest thing to a patient that it names
-        group=text('PatientID', study), study=study, series=text('SeriesInstanceUID', ''), instance=num('InstanceNumber'),
-        z=z, tilt=tilt, position=pos, orientation=ori, thickness=num('SliceThickness'),
-        rows=text('Rows', 0), columns=text('Columns', 0), spacing_y=spacing[0], spacing_x=spacing[1],
-        bits_stored=text('BitsStored', 0), pixel_representation=text('PixelRepresentation', 0),
-        slope=num('RescaleSlope'), intercept=num('RescaleIntercept'), window_center=num('WindowCenter'), window_width=num('WindowWidth'),
-        modality=_modality(tags), body_part=text('BodyPartExamined', ''), image_type=text('ImageType', ''),
-        contrast=_is_contrast(tags), bone=_is_bone(tags), phantom=text('QualityControlImage') == 'YES')
+        'group': text('PatientID', study), 'study': study, 'series': text('SeriesInstanceUID', ''), 'instance': number(tags, 'InstanceNumber'),
+        'z': nx * pos[0] + ny * pos[1] + nz * pos[2] if ori and pos else number(tags, 'SliceLocation'),
+        'tilt': math.degrees(math.atan2(math.hypot(nx, ny), abs(nz))), 'position': pos, 'orientation': ori,
+        'thickness': number(tags, 'SliceThickness'), 'rows': text('Rows', 0), 'columns': text('Columns', 0),
+        'spacing_y': spacing[0], 'spacing_x': spacing[1],
+        'bits_stored': text('BitsStored', 0), 'pixel_representation': text('PixelRepresentation', 0),
+        'slope': number(tags, 'RescaleSlope'), 'intercept': number(tags, 'RescaleIntercept'),
+        'window_center': number(tags, 'WindowCenter'), 'window_width': number(tags, 'WindowWidth'),
+        'modality': _modality(tags), 'body_part': text('BodyPartExamined', ''), 'image_type': text('ImageType', ''),
+        'contrast': _is_contrast(tags), 'bone': _is_bone(tags), 'phantom': text('QualityControlImage') == 'YES'}
+
+def _normal(a: float, b: float, c: float, d: float, e: float, f: float) -> tuple[float, float, float]:
+    "The direction at right angles to the rows (a, b, c) and the columns (d, e, f)."
+    return b*f - c*e, c*d - a*f, a*e - b*d
 
 # CT, enhanced CT, legacy converted enhanced CT
 _CT_CLASSES = ('1.2.840.10008.5.1.4.1.1.2', '1.2.840.10008.5.1.4.1.1.2.1', '1.2.840.10008.5.1.4.1.1.2.2')
@@ -97,8 +98,9 @@ _FIRST = re.compile(rb'[\x02\x08]\0[\0-\x18]\0(?:[A-Z]{2}|..\0\0)', re.DOTALL)
 
 def read_dataset(
     buf: bytes, # the content of a file
-) -> pydicom.Dataset: # raises `DicomError`: not_dicom, bad_header, bad_pixels
+): # a pydicom data set; raises `DicomError`: not_dicom, bad_header, bad_pixels
     "Read a file of any encoding with pydicom."
+    import pydicom  # see `tags`
     preamble = buf[128:132] == b'DICM'
     if not preamble:
         if (start := _FIRST.search(buf[:256])) is None: raise DicomError('not_dicom', 'no preamble and no header')
@@ -134,7 +136,9 @@ def _code(text: str) -> str:
     "A code word of a header for a message; damaged headers hold other things in its place, which are nobody's business."
     return text if re.fullmatch('[A-Z]{2,16}', text) else 'unclear' if text else 'not given'
 
-def _pydicom_pixels(ds: pydicom.Dataset, tags: dict, i: int) -> np.ndarray:
+def _pydicom_pixels(ds, tags: dict, i: int) -> np.ndarray:
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import pixel_array
     if 'PixelData' not in ds: raise DicomError('no_pixels', f"modality {_code(_modality(tags))}")
     try:
         n = int(number(tags, 'NumberOfFrames', 1))
@@ -142,7 +146,7 @@ def _pydicom_pixels(ds: pydicom.Dataset, tags: dict, i: int) -> np.ndarray:
         else:
             need = n * tags['Rows'] * tags['Columns'] * tags['BitsAllocated'] // 8
             if len(ds.PixelData) < need: raise DicomError('bad_pixels', f'{len(ds.PixelData)} bytes of pixels where {need} are needed')
-        return pydicom.pixels.pixel_array(ds, index=i)
+        return pixel_array(ds, index=i)
     except DicomError: raise
     except Exception as e: raise DicomError('bad_pixels', type(e).__name__) from e  # pydicom's own words may quote the header
 

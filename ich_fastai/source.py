@@ -76,7 +76,7 @@ def locate(
     name: str, # a name from `find_files`
 ) -> str|bytes: # what `slices.open_slices` takes: a path, or the content of an archive member; raises `DicomError('unreadable')`
     "Find one file of a source."
-    if src.inside is None: return os.path.join(src.path, name)
+    if src.inside is None: return f'{src.path}/{name}'
     try:
         z = _open_zip(src.path, os.stat(src.path).st_mtime_ns, os.getpid())
         size = z.getinfo(src.inside + name).file_size

@@ -5,11 +5,9 @@
 # %% auto #0
 __all__ = ['TAGS', 'GROUPS', 'number', 'numbers', 'pydicom_tags', 'frame_tags']
 
-# %% ../nbs/00a_tags.ipynb #94b77c7b
+# %% ../nbs/00a_tags.ipynb #df076677
 import math
 from collections.abc import Iterator
-
-import pydicom
 
 # %% ../nbs/00a_tags.ipynb #60f74f9a
 TAGS = {  # tag -> keyword, value representation
@@ -25,13 +23,10 @@ TAGS = {  # tag -> keyword, value representation
     0x00280121: ('PixelPaddingRangeLimit', 'US or SS'), 0x00280300: ('QualityControlImage', 'CS'), 0x00281050: ('WindowCenter', 'DS'),
     0x00281051: ('WindowWidth', 'DS'), 0x00281052: ('RescaleIntercept', 'DS'), 0x00281053: ('RescaleSlope', 'DS')}
 
-# %% ../nbs/00a_tags.ipynb #109253b6
-def _float(text) -> float:
-    try: v = float(text)
-    except ValueError:
-        try: v = float(text.replace(',', '.'))
-        except ValueError: return math.nan
-    return v if math.isfinite(v) else math.nan
+# %% ../nbs/00a_tags.ipynb #9ae43bdc
+def _forgiving(text: str) -> float:
+    try: return float(text.split('\\', 1)[0].replace(',', '.'))
+    except ValueError: return math.nan
 
 def number(
     tags: dict, # from `pydicom_tags` or `plainfile.plain_tags`
@@ -41,8 +36,9 @@ def number(
     "Read a tag as a number."
     v = tags.get(keyword)
     if v is None: return default
-    v = float(v) if isinstance(v, int) else _float(v.split('\\', 1)[0])
-    return default if v != v else v
+    try: v = float(v)
+    except ValueError: v = _forgiving(v)
+    return v if math.isfinite(v) else default
 
 def numbers(
     tags: dict, # from `pydicom_tags` or `plainfile.plain_tags`
@@ -50,31 +46,31 @@ def numbers(
     n: int, # how many values it must have
 ) -> tuple[float, ...]|None: # `n` finite numbers, or None
     "Read a tag as several numbers."
-    v = tags.get(keyword)
-    if not isinstance(v, str): return None
-    found = tuple(_float(o) for o in v.split('\\'))
-    return found if len(found) == n and not any(o != o for o in found) else None
+    try: found = tuple(map(float, tags[keyword].split('\\')))
+    except (KeyError, ValueError, AttributeError): return None
+    return found if len(found) == n and all(map(math.isfinite, found)) else None
 
-# %% ../nbs/00a_tags.ipynb #9608dd82
+# %% ../nbs/00a_tags.ipynb #7e0f2bdb
 def pydicom_tags(
-    ds: pydicom.Dataset, # a header
+    ds: 'pydicom.Dataset', # a header
 ) -> dict: # keyword -> text or whole number; tags that are absent or empty are left out
     "Take the tags of the table from a pydicom data set."
     return {keyword: v for tag, (keyword, _) in TAGS.items() if tag in ds and (v := _value(ds, tag)) not in ('', None)}
 
-def _value(ds: pydicom.Dataset, tag: int) -> str|int|None:
+def _value(ds: 'pydicom.Dataset', tag: int) -> str|int|None:
     "A whole number for binary tags, text for all others, None where a damaged file has the one in place of the other."
     v = _parsed(ds, tag)
     if TAGS.get(tag, ('', ''))[1] in ('US', 'US or SS'): return v if type(v) is int else None
     return v if v is None else str(v)
 
-def _parsed(ds: pydicom.Dataset, tag: int):
+def _parsed(ds: 'pydicom.Dataset', tag: int):
+    from pydicom.valuerep import IS
     try: v = ds[tag].value
     except Exception:  # the value is there but breaks the rules of its type
         try: v = ds.get_item(tag).value
         except Exception: return None
     if isinstance(v, bytes): v = v.decode('latin-1')
-    if v is None or isinstance(v, int) and not isinstance(v, pydicom.valuerep.IS): return v
+    if v is None or isinstance(v, int) and not isinstance(v, IS): return v
     several = [v] if isinstance(v, str) or not hasattr(v, '__iter__') else list(v)
     if several and type(several[0]) is int: return several[0]
     return '\\'.join(_stripped(str(o)) for o in several)
@@ -89,7 +85,7 @@ GROUPS = {  # functional group -> the tags that it holds
     'CTImageFrameTypeSequence': ('FrameType',)}
 
 def frame_tags(
-    ds: pydicom.Dataset, # a header
+    ds: 'pydicom.Dataset', # a header
     tags: dict, # its `pydicom_tags`
 ) -> Iterator[dict]: # the tags of each frame; of the file itself where it holds one ordinary image
     "Yield a dictionary of tags for every frame of a file."
@@ -108,11 +104,12 @@ def frame_tags(
         own |= dict(InstanceNumber=str(i + 1), SOPInstanceUID=f"{tags.get('SOPInstanceUID', '')}.{i + 1}")
         yield own
 
-def _items(ds: pydicom.Dataset, keyword: str) -> list:
+def _items(ds: 'pydicom.Dataset', keyword: str) -> list:
     "The items of a sequence, none where it is absent or damaged."
     try: return list(ds.get(keyword) or [])
     except Exception: return []
 
-def _value_of(ds: pydicom.Dataset, keyword: str):
-    tag = pydicom.datadict.tag_for_keyword(keyword)
+def _value_of(ds: 'pydicom.Dataset', keyword: str):
+    from pydicom.datadict import tag_for_keyword
+    tag = tag_for_keyword(keyword)
     return _value(ds, tag) if tag in ds else None

@@ -1,5 +1,4 @@
 "Whatever is wrong with the source or the disk: an error or a quarantine row, never half a picture, never a file outside, nobody's name."
-import errno
 import io
 import os
 import shutil
@@ -13,7 +12,7 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich_fastai import clean, slices, source
+from ich_fastai import preprocess, slices, source
 from ich_fastai.clean import clean_dicoms, load_manifest
 from ich_fastai.core import DataError, DicomError, IchError, read_json
 from ich_fastai.dicom import read_hu
@@ -89,12 +88,12 @@ def test_folder_that_cannot_be_listed(raw, tmp_path):
 
 def test_source_that_vanishes(raw, cleaned, tmp_path, monkeypatch):
     shutil.copytree(raw, tmp_path/'disk')
-    src, seen, real_one = tmp_path/'disk'/'stage_2_train', [], clean.clean_file
+    src, seen, real_one = tmp_path/'disk'/'stage_2_train', [], preprocess.clean_file
     def unplug(*args):
         seen.append(args)
         if len(seen) == 20: src.rename(tmp_path/'unplugged')
         return real_one(*args)
-    monkeypatch.setattr(clean, 'clean_file', unplug)
+    monkeypatch.setattr(preprocess, 'clean_file', unplug)
     args = dict(labels=raw/'stage_2_train.csv', size=64, workers=1)
     with pytest.raises(DataError, match='is gone'): clean_dicoms(src, tmp_path/'out', **args)
     assert not (tmp_path/'out'/'manifest.parquet').exists() and not list((tmp_path/'out'/'images').glob('.tmp-*'))
@@ -106,18 +105,16 @@ def test_source_that_vanishes(raw, cleaned, tmp_path, monkeypatch):
 @pytest.mark.parametrize('format', ['jpg', 'hu'])
 def test_disk_full(raw, tmp_path, monkeypatch, format):
     class Full(io.FileIO):
-        "A disk with room for a few pictures."
+        "A disk with room for a few pictures, which then takes a part of the next."
         room = 30_000
+        def __init__(self, fn, mode, buffering): super().__init__(fn, mode)
         def write(self, data):
             Full.room -= len(data)
-            if Full.room < 0:
-                super().write(data[:len(data) // 2])
-                raise OSError(errno.ENOSPC, 'No space left on device')
-            return super().write(data)
+            return super().write(data if Full.room >= 0 else data[:len(data) // 2])
     args = dict(labels=raw/'stage_2_train.csv', size=64, workers=1, format=format)
     clean_dicoms(raw/'stage_2_train', tmp_path/'undisturbed', **args)
     with monkeypatch.context() as m:
-        m.setattr(clean, 'open', Full, raising=False)
+        m.setattr(preprocess, 'open', Full, raising=False)
         with pytest.raises(IchError, match='No space left.*Make room'): clean_dicoms(raw/'stage_2_train', tmp_path/'out', **args)
     assert not list((tmp_path/'out'/'images').glob('.tmp-*')) and not (tmp_path/'out'/'manifest.parquet').exists()
     for o in (tmp_path/'out'/'images').iterdir(): assert o.read_bytes() == (tmp_path/'undisturbed'/'images'/o.name).read_bytes()
@@ -183,12 +180,12 @@ def test_frames_of_one_file(tmp_path):
 
 def test_nothing_needs_fork(raw, tmp_path):
     "Everything that goes to a worker process can be sent to one that was started afresh."
-    code = ("import multiprocessing as m\nfrom ich_fastai.clean import _clean_chunk, _meta_chunk\nfrom ich_fastai.source import open_source, find_files\n"
+    code = ("import multiprocessing as m\nfrom ich_fastai.preprocess import clean_files, describe_files\nfrom ich_fastai.source import open_source, find_files\n"
             "from pathlib import Path\n"
             "def go(src, out, how):\n"
             "    s = open_source(src); n = find_files(s)[:8]\n"
             "    o = dict(size=32, windows=('brain',), crop=True, min_brain=0., format='jpg', quality=90, refuse=())\n"
-            "    with m.get_context(how).Pool(1) as p: return len(p.apply(_clean_chunk, (s, n, Path(out), o))) + len(p.apply(_meta_chunk, (s, n, True)))\n"
+            "    with m.get_context(how).Pool(1) as p: return len(p.apply(clean_files, (s, n, Path(out), o))) + len(p.apply(describe_files, (s, n, True)))\n"
             "if __name__ == '__main__':\n    import sys\n    print(go(*sys.argv[1:]))\n")
     (tmp_path/'go.py').write_text(code)
     for how in ['spawn'] + ['fork'] * (sys.platform != 'win32'):
