@@ -6,7 +6,8 @@
 __all__ = ['SPLITS', 'rsna_labels', 'read_labels', 'add_labels', 'check_frame', 'split_by_patient', 'split_by_slice',
            'audit_leakage']
 
-# %% ../nbs/03_frames.ipynb #e7390970
+# %% ../nbs/03_frames.ipynb #50819908
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +152,13 @@ def _cut(ids: np.ndarray, y: np.ndarray, valid: float, test: float, seed: int, w
         rest, part = (rest_ids[0], y_keep), part | dict.fromkeys(rest_ids[1], name)
     return part | dict.fromkeys(rest[0], 'train')
 
-# %% ../nbs/03_frames.ipynb #86e5a8d5
+# %% ../nbs/03_frames.ipynb #3f3333b8
+def _content(fn: Path) -> str|None:
+    "Hash of a picture, or of a plane such as `hu.npy/000012`; None where there is no such file."
+    if fn.parent.suffix == '.npy' and fn.parent.is_file():
+        return hashlib.sha256(np.ascontiguousarray(np.load(fn.parent, mmap_mode='r')[int(fn.name)])).hexdigest()
+    return sha256(fn) if fn.is_file() else None
+
 def audit_leakage(
     df: pd.DataFrame, # a frame with `split`
     root: str|os.PathLike|None = None, # folder that `fn` is relative to; with it, or with absolute names, files are compared too
@@ -160,8 +167,7 @@ def audit_leakage(
     res = {}
     for col, name in ('group', 'groups'), ('study', 'studies'), ('series', 'series'):
         if col in df: res[name] = sorted(df.groupby(col).split.nunique().loc[lambda o: o > 1].index.astype(str))
-    files = [Path(root or '', o) for o in df.fn]
-    hashes = pd.Series([sha256(o) if o.is_file() else None for o in files], df.index)
+    hashes = pd.Series([_content(Path(root or '', o)) for o in df.fn], df.index)
     twice = df.assign(h=hashes).dropna(subset='h').groupby('h').filter(lambda o: o.split.nunique() > 1)
     res['same_file'] = [sorted(o.fn.astype(str)) for _, o in twice.groupby('h')]
     res['files_compared'] = int(hashes.notna().sum())

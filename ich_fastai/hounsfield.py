@@ -51,28 +51,29 @@ def to_hu(
     slope, intercept = number(tags, 'RescaleSlope', 1.), number(tags, 'RescaleIntercept')
     if px.ndim != 2 or not px.size or not 1 <= bits <= 16: raise DicomError('bad_header', f'{px.ndim} dimensions, {bits} bits stored')
     if not slope: raise DicomError('no_hu', 'a rescale slope of 0')
-    if wrapped := is_wrapped(px, bits, signed, intercept): px, intercept = sign_extend(px, bits), 0.
-    else: px = _stored(px, bits, signed)
+    if wrapped := is_wrapped(px, bits, signed, intercept): signed, intercept = True, 0.
+    px, lo, hi = _stored(px, bits, signed)
     if intercept != intercept:
         if not (signed and _share(px, -1100, -901) > .005): raise DicomError('no_hu', 'no rescale intercept')
         intercept = 0.
-    lo, hi = (o * slope + intercept for o in cv2.minMaxLoc(px)[:2])
+    lo, hi = sorted((lo * slope + intercept, hi * slope + intercept))
     whole = slope == 1 and intercept == int(intercept) and px.dtype == np.int16 and abs(intercept) < 32768
     if whole and lo >= -32768 and hi <= 32767: hu = px + np.int16(intercept)
     else: hu = np.clip(np.rint(px * slope + intercept), -32768, 32767).astype(np.int16)
     if (pad := _padding(tags, slope, intercept)) is not None: _make_air(hu, (hu >= pad[0]) & (hu <= pad[1]))
-    if min(lo, hi) < -1500: _make_air(hu, hu < -1500)
+    if lo < -1500: _make_air(hu, hu < -1500)
     return hu, wrapped
 
-def _stored(px: np.ndarray, bits: int, signed: bool) -> np.ndarray:
-    "The low `bits` bits with their sign: int16, or int32 where that is too small."
+def _stored(px: np.ndarray, bits: int, signed: bool) -> tuple[np.ndarray, float, float]:
+    "The low `bits` bits with their sign, in int16, or int32 where that is too small; and the least and the greatest of them."
     px = np.ascontiguousarray(px, px.dtype if px.dtype in (np.int16, np.uint16) else np.int32)
     lo, hi, _, _ = cv2.minMaxLoc(px)
     half = 1 << (bits - 1)
-    if signed: return px if px.dtype == np.int16 and -half <= lo and hi < half else sign_extend(px, bits)
-    if lo < 0 or hi >= 2 * half: px = px.astype(np.int32) & (2 * half - 1)
-    if px.dtype == np.uint16 and hi < 32768: return px.view(np.int16)
-    return px.astype(np.int16 if bits < 16 else np.int32, copy=False)
+    if signed and px.dtype == np.int16 and -half <= lo and hi < half: return px, lo, hi
+    if px.dtype == np.uint16 and not signed and hi < min(2 * half, 32768): return px.view(np.int16), lo, hi
+    if signed: px = sign_extend(px, bits)
+    else: px = (px.astype(np.int32) & (2 * half - 1)).astype(np.int16 if bits < 16 else np.int32, copy=False)
+    return px, *cv2.minMaxLoc(px)[:2]
 
 def _make_air(hu: np.ndarray, where: np.ndarray) -> None: cv2.copyTo(np.full_like(hu, AIR), where.view(np.uint8), hu)
 

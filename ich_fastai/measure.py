@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from fastai.learner import Learner
-from PIL import Image
 
 from .data import BINARY
 from .metrics import report_card, threshold_for_sensitivity
+from .reader import read_image
 
 # %% ../nbs/09b_measure.ipynb #b5c938ee
 def predict_frame(
@@ -67,7 +67,7 @@ def grey_stats(
     fn: str|os.PathLike, # an image
 ) -> np.ndarray: # float32 (30,): mean, deviation, seven quantiles and share of `BLOOD` of each channel
     "Describe an image without its shapes."
-    x = np.asarray(Image.open(fn).convert('RGB')).reshape(-1, 3)
+    x = read_image(fn).reshape(-1, 3)
     blood = ((x >= BLOOD[0]) & (x <= BLOOD[1])).mean(0)
     return np.vstack([x.mean(0), x.std(0), np.quantile(x, [.05, .25, .5, .75, .9, .95, .99], axis=0), blood]).ravel().astype(np.float32)
 

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .core import read_json
+from .dicom import WINDOWS, window
+from .journal import PLANES, open_planes
 
 # %% ../nbs/13b_pictures.ipynb #3514edf5
 RIGHT, WRONG = '#1b7f3b', '#b3261e'
@@ -60,8 +62,13 @@ def load_gray(
     side: int = 128, # longest side of what comes out, in pixels
 ) -> np.ndarray|None: # uint8 (rows, columns); None where there is no such image any more
     "Read an image for looking at: the brain window of a cleaned picture, or grey."
-    if not Path(fn).is_file(): return None
-    about = Path(fn).parent.parent/'clean.json'
+    fn = Path(fn)
+    if fn.parent.name == PLANES and fn.parent.is_file():
+        img = Image.fromarray(window(open_planes(fn.parent.parent)[int(fn.name)], *WINDOWS['brain']))
+        img.thumbnail((side, side))
+        return np.asarray(img)
+    if not fn.is_file(): return None
+    about = fn.parent.parent/'clean.json'
     with Image.open(fn) as img:
         if about.is_file() and len(img.getbands()) == 3:
             windows = read_json(about)['arguments']['windows']

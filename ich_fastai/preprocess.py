@@ -20,20 +20,22 @@ import numpy as np
 from simplejpeg import encode_jpeg
 
 from .core import DicomError
-from .dicom import WINDOWS, brain_box, crop_resize, read_headers, window
+from .dicom import WINDOWS, brain_box, brain_tissue, crop_resize, read_headers, window
 from .slices import open_slices
 from .source import Source, locate
 
-# %% ../nbs/03b_preprocess.ipynb #76dc8308
+# %% ../nbs/03b_preprocess.ipynb #7fc2a483
 def pixel_stats(
     hu: np.ndarray, # int16 (rows, columns) in HU
+    tissue: np.ndarray|None = None, # `dicom.brain_tissue(hu)`, where it is at hand
 ) -> dict: # img_min, img_max, img_mean, img_std in HU, and img_pct_window (share of pixels with 0 < HU < 80), 0 to 1
     "Summarise a slice."
     lo, hi, _, _ = cv2.minMaxLoc(hu)
-    inside = (hu - np.int16(1)).view(np.uint16) < np.uint16(79)  # 1 to 79 in one comparison: what is below becomes very large
+    # 1 to 79 in one comparison: what is below becomes very large
+    inside = np.count_nonzero((hu - np.int16(1)).view(np.uint16) < np.uint16(79)) if tissue is None else cv2.countNonZero(tissue)
     mean = cv2.sumElems(hu)[0] / hu.size
     std = max(cv2.norm(hu, cv2.NORM_L2SQR) / hu.size - mean * mean, 0.) ** .5
-    return dict(img_min=int(lo), img_max=int(hi), img_mean=mean, img_std=std, img_pct_window=int(np.count_nonzero(inside)) / hu.size)
+    return dict(img_min=int(lo), img_max=int(hi), img_mean=mean, img_std=std, img_pct_window=int(inside) / hu.size)
 
 # %% ../nbs/03b_preprocess.ipynb #f88bf552
 HEAD = ('HEAD', 'BRAIN', 'SKULL', 'CRAN', 'NEURO')
@@ -55,11 +57,12 @@ def small_hu(
     hu: np.ndarray, # int16 (rows, columns) in HU
     size: int = 256, # side of the result in pixels
     crop: bool = True, # cut to the head; otherwise the square around the whole slice
+    tissue: np.ndarray|None = None, # `dicom.brain_tissue(hu)`, where it is at hand
 ) -> tuple[np.ndarray, tuple[int, int, int]]: # int16 HU (size, size), and the box (y, x, side) in pixels of `hu`
     "Cut a slice to the head and average it to `size`."
     rows, cols = hu.shape
     side = max(rows, cols)
-    box = brain_box(hu) if crop else ((rows - side) // 2, (cols - side) // 2, side)
+    box = brain_box(hu, tissue) if crop else ((rows - side) // 2, (cols - side) // 2, side)
     return crop_resize(hu, box, size), box
 
 def slice_image(
@@ -129,9 +132,10 @@ def clean_file(
 def _clean_slice(row: dict, load, opts: dict) -> tuple[dict, bytes|None]:
     hu = load()
     check_head(row, opts['refuse'])
-    row |= pixel_stats(hu)
+    tissue = brain_tissue(hu)
+    row |= pixel_stats(hu, tissue)
     if row['img_pct_window'] < opts['min_brain']: return dict(status='blank', row=row), None
-    small, row['crop'] = small_hu(hu, opts['size'], opts['crop'])
+    small, row['crop'] = small_hu(hu, opts['size'], opts['crop'], tissue)
     return dict(status='written', row=row), encode(small, opts['windows'], opts['format'], opts['quality'])
 
 # %% ../nbs/03b_preprocess.ipynb #b7148bb1
@@ -144,7 +148,7 @@ def clean_files(
     "Clean several files."
     res = []
     for name in names:
-        slices, stem = [], f".tmp-{os.getpid()}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+        slices, stem = [], f'.tmp-{os.getpid()}-{hash(name):x}'
         for i, (o, data) in enumerate(clean_file(src, name, opts)):
             if data is not None:
                 o['tmp'] = f'{stem}-{i}'

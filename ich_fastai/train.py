@@ -18,7 +18,7 @@ import torch
 from fastai.torch_core import set_seed
 
 from .core import LABELS, SUBTYPES, FrameError, IchError
-from .data import binary_block, make_dls, multiclass_block, multilabel_block
+from .data import binary_block, image_kind, make_dls, multiclass_block, multilabel_block
 from .datasets import Opened, open_dataset
 from .frames import split_by_patient, split_by_slice
 from .learners import KeepRun, binary_learner, fit_stages, multiclass_learner, multilabel_learner, plan_stages
@@ -49,8 +49,8 @@ def _subtypes(opened: Opened, only_bleeds: bool) -> tuple:
     "Among slices with a bleed `any` is always true: the report trains the five subtypes there."
     return SUBTYPES if only_bleeds and set(LABELS) <= set(opened.vocab) else tuple(opened.vocab)
 
-TASKS = dict(  # task -> (data set, arguments -> labels), (labels, size, augmentation -> DataBlock), Learner
-    binary=(lambda o, a: (a.label,), lambda vocab, size, tfms: binary_block(size, tfms, vocab[0]), binary_learner),
+TASKS = dict(  # task -> (data set, arguments -> labels), (labels, size, augmentation, kind of image -> DataBlock), Learner
+    binary=(lambda o, a: (a.label,), lambda vocab, size, tfms, image: binary_block(size, tfms, vocab[0], image), binary_learner),
     multilabel=(lambda o, a: _subtypes(o, a.only_bleeds), multilabel_block, multilabel_learner),
     multiclass=(lambda o, a: tuple(o.vocab), multiclass_block, multiclass_learner),
 )
@@ -85,7 +85,7 @@ def _train(task: str, args: dict) -> Run:
     run, state = _begin(task, args, opened, a)
     set_seed(a.seed, reproducible=True)
 
-    def make(size: int): return make_dls(df, block(vocab, size=size, tfms=a.tfms), a.bs or arch.bs, a.num_workers)
+    def make(size: int): return make_dls(df, block(vocab, size=size, tfms=a.tfms, image=image_kind(df)), a.bs or arch.bs, a.num_workers)
     try: learn = learner(make(stages[state['stage'] if state else 0]['size']), a.arch, 'none' if state else a.weights, a.wd, a.fp16, run.path)
     except IchError:
         if not state: run.path.rmdir()  # nothing has begun

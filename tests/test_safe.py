@@ -191,3 +191,16 @@ def test_nothing_needs_fork(raw, tmp_path):
     for how in ['spawn'] + ['fork'] * (sys.platform != 'win32'):
         r = subprocess.run([sys.executable, tmp_path/'go.py', raw/'stage_2_train', tmp_path, how], capture_output=True, text=True)
         assert r.stdout.strip() == '16', r.stderr
+
+
+def test_planes_go_all_the_way(raw, tmp_path):
+    "A folder of planes is audited, trained on and looked at like one of pictures."
+    from ich_fastai.datasets import load_dataset
+    from ich_fastai.frames import audit_leakage
+    from ich_fastai.pictures import load_gray
+    from ich_fastai.train import train_binary
+    clean_dicoms(raw/'stage_2_train', tmp_path/'hu', labels=raw/'stage_2_train.csv', size=64, format='hu')
+    df = load_dataset(tmp_path/'hu')
+    assert audit_leakage(df)['files_compared'] == len(df) and load_gray(df.fn.iloc[0], 32).shape == (32, 32)
+    run = train_binary(str(tmp_path/'hu'), arch='resnet10_narrow', weights='none', sizes=(32,), epochs=1, lr=1e-3, results=tmp_path/'results')
+    assert run.preds.filter(like='p_').notna().all().all()

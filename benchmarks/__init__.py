@@ -1,0 +1,8 @@
+"""Speed of ich_fastai against what people use now: `python -m benchmarks`, see `--help`."""
+
+import os
+
+# Everybody gets one thread. The libraries read these when they are imported, so this comes before any other import.
+for _name in 'OMP', 'OPENBLAS', 'MKL', 'NUMEXPR':
+    os.environ[f'{_name}_NUM_THREADS'] = '1'
+os.environ['VECLIB_MAXIMUM_THREADS'] = '1'

@@ -1,0 +1,140 @@
+"""What all benchmarks share: the files, fair timing, the rows of the table, the description of the machine."""
+
+import contextlib
+import gc
+import importlib.metadata
+import io
+import logging
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ich_fastai.core import n_cpus
+from ich_fastai.phantom import write_phantom
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT/'results'/'bench'
+DATA = RESULTS/'data'
+
+class MissingPeer(Exception):
+    "A library that we compare with is not installed."
+
+def one_thread() -> None:
+    "Switch off what the environment does not: OpenCV's own threads, and torch's."
+    import cv2
+    cv2.setNumThreads(1)
+    try: import torch
+    except ImportError as e: raise MissingPeer(_missing(e)) from e
+    torch.set_num_threads(1)
+
+def _missing(e: ImportError) -> str:
+    return f"{e.name} cannot be imported ({e}); the benchmarks need:  pip install -e '.[bench]'"
+
+@contextlib.contextmanager
+def peers_needed() -> Iterator[None]:
+    "Around imports: say what to install where one fails."
+    with quiet():
+        try: yield
+        except ImportError as e: raise MissingPeer(_missing(e)) from e
+    one_thread()  # an import may have changed it: fastai.medical.imaging sets OpenCV's threads
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    "No progress bars, prints, logs or warnings: writing to a terminal would be timed too."
+    logging.disable(logging.WARNING)
+    try:
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter('ignore')
+            yield
+    finally: logging.disable(logging.NOTSET)
+
+def phantom_files(
+    n: int = 200, # how many
+) -> Path: # a folder with nothing but that many readable files of 512 x 512
+    "Synthetic head CT in the three encodings that RSNA 2019 has, explicit and implicit VR; made once."
+    folder = DATA/f'files-{n}'
+    if folder.exists(): return folder
+    # of eight patients four are unsigned 12 bits, three signed 16, one wrapped 12; two of them implicit VR
+    with quiet(): write_phantom(DATA/'phantom', patients=8, seed=19, n_slices=25)
+    # the set has one file that is cut short, which no peer survives
+    files = sorted((DATA/'phantom'/'stage_2_train').glob('*.dcm'))
+    whole = [o for o in files if o.stat().st_size > 2 * 512 * 512]
+    if len(whole) < n: raise ValueError(f'The phantom set has {len(whole)} whole files, not {n}.')
+    unfinished = DATA/f'files-{n}.part'
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    for o in whole[:n]: shutil.copyfile(o, unfinished/o.name)
+    return unfinished.rename(folder)
+
+def timed(
+    functions: dict[str, Callable[[], object]], # name -> the work, without arguments
+    rounds: int = 7, # that count; one more comes before them
+) -> dict[str, float]: # name -> median CPU seconds of this process
+    "Time several ways to do the same in turn, so that whatever slows the machine slows all of them."
+    seconds = {k: [] for k in functions}
+    with quiet():
+        for i in range(rounds + 1):
+            for name in list(functions)[::-1 if i % 2 else 1]:
+                gc.collect()
+                start = time.process_time()
+                functions[name]()
+                seconds[name].append(time.process_time() - start)
+    return {k: statistics.median(v[1:]) for k, v in seconds.items()}
+
+def row(
+    work: str, # what is done
+    yardstick: str, # who else does it
+    ours_ms: float, # CPU milliseconds, an image or a file
+    yardstick_ms: float, # the same of the yardstick
+    at_least: float|None = None, # how many times faster we must be; None where nothing is asked for
+    note: str = '', # what a reader must know
+) -> dict:
+    "A row of the table: a race."
+    ratio = yardstick_ms / ours_ms
+    return dict(work=work, yardstick=yardstick, ours_ms=round(ours_ms, 4), yardstick_ms=round(yardstick_ms, 4),
+                ratio=round(ratio, 3), at_least=at_least, met=at_least is None or ratio >= at_least, note=note)
+
+def limit(
+    work: str, # what is measured
+    value: float,
+    unit: str,
+    at_most: float|None = None, # None where nothing is asked for
+    note: str = '',
+) -> dict:
+    "A row of the table: a figure that must stay below another."
+    met = at_most is None or value <= at_most
+    return dict(work=work, value=round(value, 4), unit=unit, at_most=at_most, met=met, note=note)
+
+def check(
+    what: str, # what was compared with what
+    found: str, # the outcome
+    met: bool, # whether it is as it must be
+) -> dict:
+    "A row of the table: outputs that were compared before anything was timed."
+    return dict(check=what, found=found, met=bool(met))
+
+def machine() -> dict:
+    "Describe where this ran."
+    versions = {}
+    for o in 'numpy opencv-python-headless simplejpeg pydicom pandas pyarrow fastai kornia monai torch pillow'.split():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError): versions[o] = importlib.metadata.version(o)
+    memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9 if hasattr(os, 'sysconf') else float('nan')
+    return dict(cpu=_cpu(), cores=n_cpus(), memory_gb=round(memory, 1), system=platform.platform(),
+                python=platform.python_version(), packages=versions)
+
+def _cpu() -> str:
+    "Name the processor."
+    if Path('/proc/cpuinfo').exists():
+        lines = dict(o.split(':', 1) for o in Path('/proc/cpuinfo').read_text().splitlines() if ':' in o)
+        lines = {k.strip(): v.strip() for k, v in lines.items()}
+        return lines.get('model name') or lines.get('Model') or platform.machine()
+    if platform.system() == 'Darwin':
+        return subprocess.check_output(['sysctl', '-n', 'machdep.cpu.brand_string'], text=True).strip()
+    return platform.processor()
