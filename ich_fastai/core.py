@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['SUBTYPES', 'LABELS', 'IchError', 'FrameError', 'DataError', 'WeightsError', 'DicomError', 'choose', 'data_root',
-           'atomic', 'plain', 'write_json', 'read_json', 'sha256', 'in_notebook', 'progress', 'n_cpus', 'in_processes']
+           'atomic', 'plain', 'write_json', 'read_json', 'sha256', 'in_notebook', 'progress', 'keep_freed_memory',
+           'n_cpus', 'in_processes']
 
-# %% ../nbs/00_core.ipynb #170b83d9
+# %% ../nbs/00_core.ipynb #d5419706
 import contextlib
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -151,12 +153,23 @@ def progress(
             print(f'{desc}: {i} of {total}, about {left:.0f} s left', file=sys.stderr, flush=True)
     if total: print(f'{desc}: {total} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
 
-# %% ../nbs/00_core.ipynb #f6a7e574
+# %% ../nbs/00_core.ipynb #6144b6ed
+@functools.cache
+def keep_freed_memory(
+    n: int = 32 << 20, # bytes that a process may keep, 32 MB at most
+) -> bool: # whether the C library has such a setting
+    "Let this process keep memory that it frees, instead of asking the system for it again with every image."
+    if sys.platform != 'linux': return False
+    import ctypes
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # musl has none
+    return bool(mallopt and mallopt(-1, n) and mallopt(-3, n))  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+
+# %% ../nbs/00_core.ipynb #b5652320
 def n_cpus() -> int: # at least 1
     "Count the processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-# %% ../nbs/00_core.ipynb #666e9f64
+# %% ../nbs/00_core.ipynb #08ba32bb
 def in_processes(
     work: Callable, # a function of a module
     jobs: Iterable[tuple], # arguments of each call

@@ -6,7 +6,8 @@
 __all__ = ['HEAD', 'REFUSABLE', 'FORMATS', 'pixel_stats', 'check_head', 'small_hu', 'slice_image', 'show', 'encode', 'safe_name',
            'clean_file', 'clean_files', 'describe_files']
 
-# %% ../nbs/03b_preprocess.ipynb #18b8146a
+# %% ../nbs/03b_preprocess.ipynb #e15d2cf9
+import contextlib
 import errno
 import functools
 import hashlib
@@ -19,7 +20,7 @@ import cv2
 import numpy as np
 from simplejpeg import encode_jpeg
 
-from .core import DicomError
+from .core import DicomError, keep_freed_memory
 from .dicom import WINDOWS, brain_box, brain_tissue, crop_resize, read_headers, window
 from .slices import open_slices
 from .source import Source, locate
@@ -138,7 +139,18 @@ def _clean_slice(row: dict, load, opts: dict) -> tuple[dict, bytes|None]:
     small, row['crop'] = small_hu(hu, opts['size'], opts['crop'], tissue)
     return dict(status='written', row=row), encode(small, opts['windows'], opts['format'], opts['quality'])
 
-# %% ../nbs/03b_preprocess.ipynb #b7148bb1
+# %% ../nbs/03b_preprocess.ipynb #f5338086
+@contextlib.contextmanager
+def _lean() -> Iterator[None]:
+    "One thread, and no memory that goes back and forth."
+    keep_freed_memory()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try: yield
+    finally: cv2.setNumThreads(threads)
+
+# %% ../nbs/03b_preprocess.ipynb #8f603cfa
+@_lean()
 def clean_files(
     src: Source, # from `source.open_source`
     names: Sequence[str], # files of it
@@ -158,7 +170,8 @@ def clean_files(
         res.append(dict(file=name, slices=slices))
     return res
 
-# %% ../nbs/03b_preprocess.ipynb #e814f1d5
+# %% ../nbs/03b_preprocess.ipynb #4062550e
+@_lean()
 def describe_files(
     src: Source, # from `source.open_source`
     names: Sequence[str], # files of it
