@@ -12,7 +12,7 @@ from ich_fastai.clean import clean_dicoms, load_manifest
 from ich_fastai.dicom import WINDOWS, brain_box, read_hu, window
 
 from . import peers
-from .common import DATA, check, phantom_files, quiet, row, timed
+from .common import check, memory_folder, phantom_files, quiet, row, timed
 
 OURS = ('brain', 'subdural', 'soft')
 WORK = 'clean: DICOM to 256 px three-window JPEG'
@@ -91,7 +91,7 @@ def compare(
     src = phantom_files(n)
     files = sorted(src.iterdir())
     right = [o for o in files if honest(o)]
-    with tempfile.TemporaryDirectory(dir=DATA) as tmp, quiet():
+    with memory_folder() as tmp, quiet():
         tmp = Path(tmp)
         def fresh() -> Path: return Path(tempfile.mkdtemp(dir=tmp))
         rows = check_pixels(right) + check_boxes(right) + check_images(files, fresh())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pydicom
 
-from .common import DATA, limit, phantom_files, quiet, row
+from .common import DATA, limit, memory_folder, phantom_files, quiet, row
 
 LONG = 15  # times as many files in the long runs: 1.6 GB on the disk, deleted again
 ICH = 'import sys; from ich_fastai.cli import main; sys.exit(main())'  # what the `ich` command is
@@ -38,7 +38,7 @@ def peaks(
 ) -> tuple[float, float]: # of the main process, and of the larger of two workers, in MB
     "Watch the memory of `ich clean --workers 2`. Linux only."
     seen = {}
-    with tempfile.TemporaryDirectory(dir=DATA) as tmp:
+    with memory_folder() as tmp:
         p = subprocess.Popen([sys.executable, '-c', ICH, 'clean', str(src), str(Path(tmp)/'out'), '--workers', '2', '--min-brain', '0'],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while p.poll() is None:
@@ -63,7 +63,7 @@ def clean(
     workers: int,
 ) -> float: # CPU seconds
     "`ich clean` into a new folder, which is deleted again."
-    with tempfile.TemporaryDirectory(dir=DATA) as tmp:
+    with memory_folder() as tmp:
         used = run('-c', ICH, 'clean', str(src), str(Path(tmp)/'out'), '--workers', str(workers), '--min-brain', '0')
         counts = json.loads((Path(tmp)/'out'/'clean.json').read_text(encoding='utf-8'))
     if counts['written'] != len(list(src.iterdir())): raise RuntimeError(f'ich clean wrote {counts["written"]} images')

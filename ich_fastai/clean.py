@@ -23,9 +23,10 @@ from . import __version__
 from .core import DataError, IchError, atomic, choose, in_processes, n_cpus, progress, write_json
 from .dicom import WINDOWS
 from .frames import add_labels, read_labels
-from .journal import PLANES, Journal, PlaneFile, Pseudonyms, read_journal
+from .journal import Journal, Pseudonyms, read_journal
+from .planes import PLANES, PlaneFile
 from .preprocess import FORMATS, REFUSABLE, clean_files, describe_files, safe_name
-from .series import check_series, order_slices
+from .series import arrange
 from .source import Source, find_files, open_source
 
 # %% ../nbs/04_clean.ipynb #711d9507
@@ -60,7 +61,7 @@ def clean_dicoms(
     windows: Sequence[str] = ('brain', 'subdural', 'soft'), # one or three names of `dicom.WINDOWS`
     min_brain: float = .02, # slices with a smaller share of brain-window pixels are blank
     crop: bool = True, # cut to the head
-    format: str = 'jpg', # 'jpg'; 'png', which loses nothing and is three times as large; or 'hu': all HU in one file, see `journal.PlaneFile`
+    format: str = 'jpg', # 'jpg'; 'png', which loses nothing and is three times as large; or 'hu': all HU in one file, see `planes`
     quality: int = 90, # of a JPEG, 1 to 100
     refuse: Sequence[str] = (), # any of 'contrast', 'bone': series that are not wanted
     labels: str|os.PathLike|pd.DataFrame|None = None, # RSNA's CSV or a wide table with a column `sop`, see `frames.rsna_labels`
@@ -163,14 +164,18 @@ class _Books:
             os.replace(tmp, f'{self.out}/{fn}')
         return fn
 
-    def close(self) -> None:
+    def sweep(self) -> None:
+        "Remove pictures that have no name yet: of a run that was killed, or stopped just now."
         for o in (self.out/'images').glob('.tmp-*'): o.unlink()
+
+    def close(self) -> None:
+        self.sweep()
         if self.planes: self.planes.close()
         self.journal.close()
 
 def _run(src: Source, todo: list, out: Path, opts: dict, workers, books: _Books) -> None:
     "Clean the files of `todo`, in order."
-    for o in (out/'images').glob('.tmp-*'): o.unlink()  # of a run that was killed
+    books.sweep()
     for o in _in_chunks(clean_files, src, todo, out/'images', opts, workers=workers, desc='cleaning'):
         for file in o: books.add(file)
 
@@ -182,10 +187,10 @@ def _finish(src: Source, out: Path, opts: dict, names: list, books: _Books, labe
     rows = [o for _, _, o in rows]
     every, new = Counter(o['status'] for o in rows), books.counts
     counts = dict(found=len(rows), written=new['written'], blank=new['blank'], quarantined=new['quarantined'], skipped=len(rows) - sum(new.values()))
-    manifest = pd.DataFrame([o['row'] | dict(fn=o['fn']) for o in rows if o['status'] == 'written'], columns=[*MANIFEST, 'position', 'orientation'])
-    manifest = order_slices(manifest)[MANIFEST]
     refused = pd.DataFrame([o for o in rows if o['status'] == 'quarantined'], columns=['file', 'reason', 'detail'])
-    series = check_series(pd.DataFrame([o['row'] for o in rows if 'row' in o], columns=['sop', 'group', 'study', 'series', *_GEOMETRY]))
+    slices = pd.DataFrame([o['row'] | dict(fn=o.get('fn')) for o in rows if 'row' in o], columns=[*MANIFEST, 'position', 'orientation'])
+    slices, series = arrange(slices)
+    manifest = slices.loc[slices.fn.notna(), MANIFEST].reset_index(drop=True)
     about = dict(counts, files=len(names), seconds=round(seconds, 2), arguments=opts | ({} if books.hide else dict(src=src.only or src.path.name)),
                  pseudonyms=bool(books.hide), folder=dict(images=len(manifest), blank=every['blank'], quarantined=len(refused)),
                  reasons=refused.reason.value_counts().to_dict(), px_fixed=int(manifest.px_fixed.sum()),
@@ -205,8 +210,6 @@ def _finish(src: Source, out: Path, opts: dict, names: list, books: _Books, labe
         why = ', '.join(f'{n} {k}' for k, n in (Counter(about['reasons']) + Counter(blank=every['blank'])).items())
         raise DataError(f'None of the {len(names)} files of {src.path} is a head CT slice with brain in it ({why}); see {out/"quarantine.csv"}.')
     return counts
-
-_GEOMETRY = ('instance', 'z', 'tilt', 'position', 'orientation', 'thickness', 'rows', 'columns', 'spacing_y', 'spacing_x')
 
 # %% ../nbs/04_clean.ipynb #3be671a4
 def load_manifest(

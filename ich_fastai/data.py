@@ -21,7 +21,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from .core import LABELS, FrameError, choose
 from .loader import FastImageBlock, HUBlock, NormalizeFast
-from .reader import split_plane
+from .planes import split_plane
 
 # %% ../nbs/06_data.ipynb #fae4425f
 class RandomBlur(RandTransform):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .core import LABELS, SUBTYPES, DataError, FrameError, sha256
+from .planes import read_plane, split_plane
 
 # %% ../nbs/03_frames.ipynb #9badcb50
 def _name_some(o, n: int = 3) -> str:
@@ -155,8 +156,7 @@ def _cut(ids: np.ndarray, y: np.ndarray, valid: float, test: float, seed: int, w
 # %% ../nbs/03_frames.ipynb #3f3333b8
 def _content(fn: Path) -> str|None:
     "Hash of a picture, or of a plane such as `hu.npy/000012`; None where there is no such file."
-    if fn.parent.suffix == '.npy' and fn.parent.is_file():
-        return hashlib.sha256(np.ascontiguousarray(np.load(fn.parent, mmap_mode='r')[int(fn.name)])).hexdigest()
+    if split_plane(fn) and fn.parent.is_file(): return hashlib.sha256(np.ascontiguousarray(read_plane(fn))).hexdigest()
     return sha256(fn) if fn.is_file() else None
 
 def audit_leakage(

@@ -18,7 +18,7 @@ from PIL import Image
 
 from .core import read_json
 from .dicom import WINDOWS, window
-from .journal import PLANES, open_planes
+from .planes import read_plane, split_plane
 
 # %% ../nbs/13b_pictures.ipynb #3514edf5
 RIGHT, WRONG = '#1b7f3b', '#b3261e'
@@ -62,9 +62,9 @@ def load_gray(
     side: int = 128, # longest side of what comes out, in pixels
 ) -> np.ndarray|None: # uint8 (rows, columns); None where there is no such image any more
     "Read an image for looking at: the brain window of a cleaned picture, or grey."
-    fn = Path(fn)
-    if fn.parent.name == PLANES and fn.parent.is_file():
-        img = Image.fromarray(window(open_planes(fn.parent.parent)[int(fn.name)], *WINDOWS['brain']))
+    fn, at = Path(fn), split_plane(fn)
+    if at and Path(at[0]).is_file():
+        img = Image.fromarray(window(read_plane(fn), *WINDOWS['brain']))
         img.thumbnail((side, side))
         return np.asarray(img)
     if not fn.is_file(): return None

@@ -87,9 +87,10 @@ def _keys(implicit: bool) -> dict: # first bytes of an element -> tag, keyword, 
     keys = {}
     for tag, (keyword, vr) in TAGS.items():
         start = struct.pack('<HH', tag >> 16, tag & 0xFFFF)
-        if implicit: keys[start] = tag, keyword, vr
+        kind = vr if vr.startswith('US') else ''  # the others are text
+        if implicit: keys[start] = tag, keyword, kind
         elif vr == 'US or SS': keys |= {start + b'US': (tag, keyword, 'US|'), start + b'SS': (tag, keyword, 'SS|')}
-        else: keys[start + vr.encode()] = tag, keyword, vr
+        else: keys[start + vr.encode()] = tag, keyword, kind
     return keys
 
 _WANTED = {o: _keys(o) for o in (False, True)}
@@ -104,16 +105,15 @@ def _elements(buf: bytes, size: int, pos: int, implicit: bool) -> tuple[dict, in
                 tag, keyword, vr = want
                 end = pos + 8 + length(buf, pos + width)[0]
                 if tag <= last or end > stop: return None
-                value = buf[pos + 8:end]
-                if vr == 'US':
-                    if len(value) == 2: tags[keyword] = value[0] | value[1] << 8
-                    elif value: return None
-                elif vr in _SIGNED:
-                    if value and not _add_padding(tags, keyword, vr, value): return None
-                elif value:
-                    text = value.decode('ascii').strip(' \0')
-                    if not text.isprintable(): return None
-                    if text: tags[keyword] = '\\'.join([o.strip(' ') for o in text.split('\\')]) if '\\' in text and ' ' in text else text
+                if value := buf[pos + 8:end]:
+                    if not vr:
+                        text = value.decode('ascii').strip(' \0')
+                        if not text.isprintable(): return None
+                        if text: tags[keyword] = '\\'.join([o.strip(' ') for o in text.split('\\')]) if '\\' in text and ' ' in text else text
+                    elif vr == 'US':
+                        if len(value) != 2: return None
+                        tags[keyword] = value[0] | value[1] << 8
+                    elif not _add_padding(tags, keyword, vr, value): return None
                 last, pos = tag, end
                 continue
             if (head := _head(buf, pos, implicit)) is None: return None

@@ -32,11 +32,10 @@ def pixel_stats(
 ) -> dict: # img_min, img_max, img_mean, img_std in HU, and img_pct_window (share of pixels with 0 < HU < 80), 0 to 1
     "Summarise a slice."
     lo, hi, _, _ = cv2.minMaxLoc(hu)
-    # 1 to 79 in one comparison: what is below becomes very large
-    inside = np.count_nonzero((hu - np.int16(1)).view(np.uint16) < np.uint16(79)) if tissue is None else cv2.countNonZero(tissue)
+    inside = cv2.countNonZero(brain_tissue(hu) if tissue is None else tissue)
     mean = cv2.sumElems(hu)[0] / hu.size
     std = max(cv2.norm(hu, cv2.NORM_L2SQR) / hu.size - mean * mean, 0.) ** .5
-    return dict(img_min=int(lo), img_max=int(hi), img_mean=mean, img_std=std, img_pct_window=int(inside) / hu.size)
+    return dict(img_min=int(lo), img_max=int(hi), img_mean=mean, img_std=std, img_pct_window=inside / hu.size)
 
 # %% ../nbs/03b_preprocess.ipynb #f88bf552
 HEAD = ('HEAD', 'BRAIN', 'SKULL', 'CRAN', 'NEURO')
@@ -127,8 +126,12 @@ def clean_file(
     try:
         for row, load in open_slices(locate(src, name)):
             try: yield _clean_slice(row, load, opts)
-            except DicomError as e: yield dict(status='quarantined', reason=e.reason, detail=e.detail), None
-    except DicomError as e: yield dict(status='quarantined', reason=e.reason, detail=e.detail), None
+            except DicomError as e: yield _quarantined(e), None
+    except DicomError as e: yield _quarantined(e), None
+
+def _quarantined(e: DicomError) -> dict: return dict(status='quarantined', **_refused(e))
+
+def _refused(e: DicomError) -> dict: return dict(reason=e.reason, detail=e.detail)
 
 def _clean_slice(row: dict, load, opts: dict) -> tuple[dict, bytes|None]:
     hu = load()
@@ -183,13 +186,10 @@ def describe_files(
         try:
             file = locate(src, name)
             found = [_describe(row, load) for row, load in open_slices(file)] if pixels else read_headers(file)
-        except DicomError as e: found = [e.row | dict(refused=e)]
-        for row in found:
-            e = row.pop('refused', None)
-            row.update(file=name, reason=e.reason if e else '', detail=e.detail if e else '')
-        rows += found
+        except DicomError as e: found = [e.row | _refused(e)]
+        rows += [dict(file=name, reason='', detail='') | o for o in found]
     return rows
 
 def _describe(row: dict, load) -> dict:
     try: return row | pixel_stats(load())
-    except DicomError as e: return row | dict(refused=e)
+    except DicomError as e: return row | _refused(e)

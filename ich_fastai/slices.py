@@ -172,22 +172,22 @@ def open_slices(
     if found := plain_tags(buf, len(buf)):
         tags, start, n = found
         if number(tags, 'NumberOfFrames', 1) == 1 and tags.get('SamplesPerPixel', 1) == 1 and _fits(tags, n):
-            row = _named(header_row(tags), buf)
+            _name(tags, buf)
+            row = header_row(tags)
             yield row, partial(_slice, row, tags, partial(_plain_pixels, buf, start, tags))
             return
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # pydicom warns of every UID that is none, and RSNA has nothing else
         ds = read_dataset(buf)
         tags = pydicom_tags(ds)
-        if 'SOPInstanceUID' not in tags: tags['SOPInstanceUID'] = _named(dict(sop=''), buf)['sop']
+        _name(tags, buf)
         for i, own in enumerate(frame_tags(ds, tags)):
             row = header_row(own)
             yield row, partial(_slice, row, own, partial(_pydicom_pixels, ds, own, i))
 
-def _named(row: dict, buf: bytes) -> dict:
-    "A slice without SOPInstanceUID is named by its content, as two copies of it would be."
-    if not row['sop']: row['sop'] = 'no-uid-' + hashlib.sha256(buf).hexdigest()[:16]
-    return row
+def _name(tags: dict, buf: bytes) -> None:
+    "Name a file without SOPInstanceUID by its content, as a copy of it would be."
+    if not tags.get('SOPInstanceUID'): tags['SOPInstanceUID'] = 'no-uid-' + hashlib.sha256(buf).hexdigest()[:16]
 
 def _fits(tags: dict, n: int) -> bool:
     return tags.get('BitsAllocated') == 16 and tags.get('Rows', 0) * tags.get('Columns', 0) * 2 == n > 0

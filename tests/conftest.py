@@ -26,6 +26,16 @@ def cleaned(raw, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope='module')
+def one_thread():
+    "Torch with one thread: several would wait for each other on a busy machine, and sum in another order."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def real():
     "Folder of small real inputs, which are not part of the repository."

@@ -26,15 +26,8 @@ from ich_fastai.dicom import WINDOWS, window
 from ich_fastai.loader import FastImageBlock, HUBlock, HUWindows, ImageDL
 from ich_fastai.reader import ReadImages, ReadPlanes, Room, read_image, read_rgb
 
+pytestmark = pytest.mark.usefixtures('one_thread')
 PAD = Resize(64, ResizeMethod.Pad, PadMode.Zeros)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope='module')

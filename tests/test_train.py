@@ -16,15 +16,8 @@ from ich_fastai.runs import load_run, runs_table
 from ich_fastai.train import cross_validate, train_binary, train_multilabel
 
 CLI = [sys.executable, '-c', 'from ich_fastai.cli import main; raise SystemExit(main())']
+pytestmark = pytest.mark.usefixtures('one_thread')
 QUICK = dict(arch='resnet10_narrow', weights='none', sizes=(32,), epochs=1, lr=3e-3, bs=16)
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_record(cleaned, tmp_path):
