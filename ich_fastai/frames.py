@@ -120,9 +120,10 @@ def split_by_patient(
     test: float = .2, # share of patients to measure with, once
     seed: int = 42, # the same seed gives the same split
     stratify: str|None = 'any', # a label: its positive patients are spread evenly; None where there is none
+    by: str = 'group', # what stays together; 'series' lets the scans of one patient part, as some public code does
 ) -> pd.DataFrame: # a copy with `split`; raises `FrameError` where there are too few patients
     "Split a frame by patient, stratified by who has the label."
-    who = df.group.astype(str)
+    who = df[by].astype(str)
     has = df[stratify].eq(1) if stratify else pd.Series(False, df.index)
     patients = has.groupby(who).any().sort_index()
     part = _cut(patients.index.to_numpy(), patients.to_numpy(), valid, test, seed, 'patients')

@@ -22,9 +22,11 @@ def predict_frame(
     learn: Learner, # a trained Learner
     df: pd.DataFrame, # rows of a frame
     vocab: Sequence[str], # labels, or classes of the column `label`
+    tta: int = 0, # further passes over augmented images, averaged with the plain one as fastai's `tta` does
 ) -> pd.DataFrame: # `fn, group, split`, then `p_<label>` and `y_<label>`
     "Predict the rows of a frame."
-    p = learn.get_preds(dl=learn.dls.test_dl(df.reset_index(drop=True), bs=learn.dls.bs))[0].float().numpy()
+    dl = learn.dls.test_dl(df.reset_index(drop=True), bs=learn.dls.bs)
+    p = (learn.tta(dl=dl, n=tta) if tta else learn.get_preds(dl=dl))[0].float().numpy()
     if learn.dls.vocab == list(BINARY): p = p[:, 1:]
     cols = [o for o in ('fn', 'group', 'split') if o in df]
     res = df[cols].reset_index(drop=True)

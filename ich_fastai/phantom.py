@@ -105,27 +105,33 @@ def write_patient(
     corrupt: bool, # True: the pixel data of the middle slice are cut short
     size: int, # pixels in a row
     n_slices: int|None, # slices with head
+    scans: int = 1, # how often the patient is scanned
 ) -> list: # a dict a slice: the rows of `phantom_truth.csv`
     "Make one patient and write the files."
-    plan, folder = plan_patient(seed, patient), Path(folder)
+    plan = plan_patient(seed, patient)
     rng = np.random.Generator(np.random.PCG64((seed, 3, patient)))
     blank = tuple(int(v) for v in rng.integers(1, 4, 2))
-    study = make_study((seed, 4, patient), size=size, n_slices=n_slices, bleeds=plan['bleeds'], blank=blank)
     style, rows = header_style(rng, plan['flavour']), []
-    ids = dict(patient=hex_id(8, seed, patient), **{k: hex_id(10, seed, patient, k) for k in ('study', 'series')})
-    for i in range(len(study.hu)):
-        ids['sop'], bad = hex_id(9, seed, patient, i), corrupt and i == len(study.hu)//2
-        with pydicom_config.disable_value_validation():  # RSNA's ids are no valid UIDs, and ours look like them
-            ds = slice_dataset(study, i, ids, plan['flavour'], style)
-            if bad: ds.PixelData = ds.PixelData[:len(ds.PixelData)//2]
-            save_dataset(ds, folder/f"{ids['sop']}.dcm")
-        ml, total = study.slice_ml.iloc[i], study.volumes_ml
-        rows.append(dict(sop=ids['sop'], patient=ids['patient'], slice=i, **study.labels.iloc[i].to_dict(),
-            **{f'ml_{k}': round(float(ml[k]), 3) for k in SUBTYPES},
-            **{f'ml_patient_{k}': round(total[k], 3) for k in SUBTYPES},
-            lookalikes=';'.join(study.lookalikes), flavour=plan['flavour'], tilt=study.tilt,
-            blank=not blank[0] <= i < len(study.hu) - blank[1], corrupt=bad))
+    for again in range(scans):
+        study = make_study((seed, 4, patient), size=size, n_slices=n_slices, bleeds=plan['bleeds'], blank=blank, again=again)
+        name = (seed, patient, f'scan {again}') if again else (seed, patient)
+        ids = dict(patient=hex_id(8, seed, patient), **{k: hex_id(10, *name, k) for k in ('study', 'series')})
+        for i, truth in enumerate(_truth(study, blank)):
+            ids['sop'], bad = hex_id(9, *name, i), corrupt and not again and i == len(study.hu)//2
+            with pydicom_config.disable_value_validation():  # RSNA's ids are no valid UIDs, and ours look like them
+                ds = slice_dataset(study, i, ids, plan['flavour'], style)
+                if bad: ds.PixelData = ds.PixelData[:len(ds.PixelData)//2]
+                save_dataset(ds, Path(folder)/f"{ids['sop']}.dcm")
+            rows.append(dict(sop=ids['sop'], patient=ids['patient'], scan=again, **truth, flavour=plan['flavour'], corrupt=bad))
     return rows
+
+def _truth(study: Study, blank: tuple) -> list[dict]:
+    "What is known of each slice."
+    total, n = study.volumes_ml, len(study.hu)
+    return [dict(slice=i, **study.labels.iloc[i].to_dict(),
+                 **{f'ml_{k}': round(float(study.slice_ml.iloc[i][k]), 3) for k in SUBTYPES},
+                 **{f'ml_patient_{k}': round(total[k], 3) for k in SUBTYPES},
+                 lookalikes=';'.join(study.lookalikes), tilt=study.tilt, blank=not blank[0] <= i < n - blank[1]) for i in range(n)]
 
 def save_dataset(
     ds: Dataset, # what to write
@@ -174,19 +180,20 @@ def open_folder(
 def write_phantom(
     out: str|Path, # folder: `stage_2_train/ID_*.dcm`, `stage_2_train.csv`, `phantom_truth.csv`, `phantom.json`
     *,
-    patients: int = 40, # one study each
+    patients: int = 40, # how many
     seed: int = 0, # decides everything
     size: int = 512, # pixels in a row
     n_slices: int|None = None, # slices with head in each study; None draws 23 to 29
+    scans: int = 1, # studies of each patient: the same head, scanned once more
     workers: int|None = None, # processes; None takes every core
 ) -> dict: # counts; raises `IchError` where `out` holds something else
     "Write a synthetic set in the layout of the RSNA 2019 challenge. A set that is there already is left as it is."
     if patients < 1: raise IchError(f'a phantom set needs at least one patient, not {patients}.')
-    out, args = Path(out), dict(patients=patients, seed=seed, size=size, n_slices=n_slices)
+    out, args = Path(out), dict(patients=patients, seed=seed, size=size, n_slices=n_slices) | (dict(scans=scans) if scans > 1 else {})
     done = open_folder(out, args)
     if done: return done
     bad = int(np.random.Generator(np.random.PCG64((seed, 6))).integers(patients))
-    jobs = ((out/'stage_2_train', seed, i, i == bad, size, n_slices) for i in range(patients))
+    jobs = ((out/'stage_2_train', seed, i, i == bad, size, n_slices, scans) for i in range(patients))
     found = in_processes(write_patient, jobs, min(workers or n_cpus(), patients))
     truth = pd.DataFrame([row for rows in progress(found, patients, 'making phantom patients') for row in rows])
     for fn, df in (('stage_2_train.csv', label_rows(truth, seed)), ('phantom_truth.csv', truth.sort_values('sop'))):

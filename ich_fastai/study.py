@@ -120,6 +120,7 @@ def make_study(
     lookalikes: tuple|None = None, # some of `bleeds.LOOKALIKES`; None draws them
     blank: tuple = (0, 0), # slices without a head below and above
     min_area: float = 60., # mm2 of a bleed in a slice from which on the slice counts as positive
+    again: int = 0, # 1, 2, ...: the same head scanned once more, moved a little, with other noise
 ) -> Study: # volume, masks, labels; raises `IchError` for a size or a name there is none of
     "Make a synthetic head CT study."
     if size not in (128, 256, 512, 1024):
@@ -138,7 +139,11 @@ def make_study(
     bleeds, looks = some if bleeds is None else tuple(bleeds), looks if lookalikes is None else tuple(lookalikes)
     s = draw_study(rng, n, fov, thick, tilt, blank, bleeds, looks)
     masks = {k: np.zeros((n, size, size), bool) for k in SUBTYPES}
+    if again: rng = np.random.Generator(np.random.PCG64((*np.atleast_1d(seed).tolist(), 9, again)))
     hu = scan(s, rng, size, blank, masks)
+    if again:
+        way = rng.integers(-size//40, size//40 + 1, 2).tolist()
+        hu, masks = np.roll(hu, way, (1, 2)), {k: np.roll(v, way, (1, 2)) for k, v in masks.items()}
     area = np.stack([masks[k].sum((1, 2)) for k in SUBTYPES], 1)*(fov/size)**2
     found = (area >= min_area).astype(np.uint8)
     labels = pd.DataFrame(np.c_[found, found.max(1)], columns=list(LABELS))
