@@ -34,8 +34,8 @@ def reliability(
     if equal == 'count': edges = np.quantile(p, edges)
     df = pd.DataFrame(dict(bin=np.searchsorted(edges[1:-1], p), p=p, y=y, who=ids)).groupby('bin')
     df = df.agg(mean_p=('p', 'mean'), share=('y', 'mean'), n=('y', 'size'), patients=('who', 'nunique'))
-    spans = [wilson(o.share * o.patients, o.patients, level) for o in df.itertuples()]
-    low, high = np.array(spans).T
+    low, high = np.array([wilson(o.share * o.patients, o.patients, level) for o in df.itertuples()]).T
+    low, high = np.minimum(low, df.share), np.maximum(high, df.share)  # where the share is 0 or 1, rounding may put the bound beyond it
     return df.assign(low=low, high=high).reset_index(drop=True)[['mean_p', 'share', 'low', 'high', 'n', 'patients']]
 
 # %% ../nbs/08a_calibration.ipynb #af2f4cf9
@@ -58,9 +58,9 @@ def brier(
     if np.isnan(y).all(): raise FrameError('no image has a label; give some that are annotated.')
     return float(np.nanmean((p - y)**2))
 
-# %% ../nbs/08a_calibration.ipynb #daec63d7
+# %% ../nbs/08a_calibration.ipynb #e5181cd9
 TEMPERATURES = .05, 20. # what is searched
-CLIP = 1e-6 # probabilities are kept this far from 0 and 1
+CLIP = 1e-7 # probabilities are kept this far from 0 and 1
 
 def scale(
     p, # probabilities, any shape
@@ -84,8 +84,7 @@ def fit_temperature(
 ) -> float: # raises `IchError` where no temperature between those of `TEMPERATURES` is best
     "Find the temperature with the smallest log loss."
     y, p, _ = check_preds(y, p)
-    known = ~np.isnan(y)
-    y, p, _ = _one_label(y[known], p[known])
+    y, p, _ = _one_label(y.ravel(), p.ravel())
     z = logit(np.clip(p, CLIP, 1 - CLIP)) * np.where(y == 1, -1, 1)  # above 0: on the wrong side
     low, high = np.log(TEMPERATURES)
     best = minimize_scalar(lambda t: np.logaddexp(0, z / np.exp(t)).mean(), bounds=(low, high), method='bounded').x

@@ -89,6 +89,14 @@ def _report(a) -> None:
     from ich_fastai.report import write_report
     print(write_report(a.runs, a.out, cleaned=a.cleaned, root=a.results))
 
+def _submit(a) -> None:
+    from ich_fastai.runs import load_run
+    from ich_fastai.submission import kaggle_submission
+    run = load_run(a.run, a.results)
+    if run.preds is None: raise IchError(f'The predictions of {run.id} were not kept: there is no preds.parquet beside its run.json. Train it again.')
+    n = kaggle_submission(run.preds, a.out, sample=a.sample, fill=a.fill)
+    print(f"{a.out}: {n['images']} images, {n['rows']} rows; {n['filled']} rows filled, {n['left_out']} images left out")
+
 def _demo(a) -> None:
     from ich_fastai.demo import run_demo
     page = run_demo(a.out, patients=a.patients, seed=a.seed)
@@ -165,6 +173,13 @@ def parser() -> argparse.ArgumentParser: # of the whole command
     c.add_argument('runs', metavar='RUN', nargs='+', help='ids or folders of runs')
     c.add_argument('--out', default='results/report', help='folder for the page and its tables')
     c.add_argument('--cleaned', metavar='FOLDER', help='the cleaned folder the runs were trained on')
+    c.add_argument('--results', default='results', help='folder of the results')
+
+    c = command('submit', _submit, 'predictions of a run as a submission to the RSNA 2019 challenge: ID,Label')
+    c.add_argument('run', metavar='RUN', help='id or folder of a run with all six labels')
+    c.add_argument('out', metavar='OUT.csv', help='file to write')
+    c.add_argument('--sample', metavar='CSV', help="the challenge's stage_2_sample_submission.csv: its ids, in its order")
+    c.add_argument('--fill', type=float, metavar='P', help='probability for ids of the sample without a prediction; without it they are refused')
     c.add_argument('--results', default='results', help='folder of the results')
     return p
 
