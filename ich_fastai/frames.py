@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rsna_labels', 'read_labels', 'add_labels', 'check_frame', 'split_by_patient', 'split_by_slice',
-           'audit_leakage']
+           'shuffle_labels', 'audit_leakage']
 
 # %% ../nbs/03_frames.ipynb #50819908
 import hashlib
@@ -138,6 +138,15 @@ def split_by_slice(
     "Split a frame slice by slice at random, as the project report did: only to show what that is worth."
     part = _cut(df.fn.to_numpy(), np.zeros(len(df)), valid, test, seed, 'slices')
     return df.assign(split=df.fn.map(part))
+
+def shuffle_labels(
+    df: pd.DataFrame, # a frame
+    vocab: Sequence[str], # its label columns, shuffled together
+    seed: int = 42, # the same seed gives the same order
+) -> pd.DataFrame: # a copy in which no label belongs to its image
+    "Deal the labels anew, at random: whatever still predicts them has seen what it must not see."
+    order = np.random.default_rng(seed).permutation(len(df))
+    return df.assign(**{o: df[o].to_numpy()[order] for o in vocab})
 
 def _cut(ids: np.ndarray, y: np.ndarray, valid: float, test: float, seed: int, what: str) -> dict:
     "Deal `ids` to train, valid and test; `y` is spread evenly where there are two of each kind for every part."

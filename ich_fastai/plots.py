@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'GREY', 'TRAIN', 'VALID', 'label_color', 'new_axes', 'figure_uri', 'plot_lr_find', 'kept_epoch',
-           'say_column', 'plot_curves', 'plot_label_counts', 'roc_points', 'roc_band', 'plot_roc', 'plot_aucs']
+           'say_column', 'plot_curves', 'plot_label_counts', 'roc_points', 'roc_band', 'plot_roc', 'plot_aucs',
+           'plot_reliability']
 
 # %% ../nbs/13a_plots.ipynb #8ea77713
 import base64
@@ -233,4 +234,19 @@ def plot_aucs(
     ax.set_xlim(min(.45, ax.get_xlim()[0]), 1.02)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - .5, -.5)
+    return ax.figure
+
+# %% ../nbs/13a_plots.ipynb #6aaac6c8
+def plot_reliability(
+    tables: Mapping[str, pd.DataFrame], # name of a line -> `calibration.reliability`
+    label: str = 'any', # gives the colour
+) -> Figure:
+    "Plot how far probabilities can be taken at their word."
+    ax = new_axes('mean probability of a bin', 'share of positive images', height=3.4)
+    ax.plot([0, 1], [0, 1], ':', color=GREY, lw=1, label='as it should be')
+    looks = (dict(color=GREY, mfc='white', ls='--'), dict(color=label_color(label)))
+    for (name, t), look in zip(tables.items(), looks if len(tables) > 1 else looks[1:]):
+        ax.errorbar(t.mean_p, t.share, [t.share - t.low, t.high - t.share], marker='o', ms=4.5, lw=1.3, elinewidth=.8, label=name, **look)
+    ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect='equal')
+    ax.figure.legend(fontsize=9, frameon=False, ncols=3, loc='outside upper center', columnspacing=1, handletextpad=.4)
     return ax.figure
