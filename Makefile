@@ -11,7 +11,7 @@ export PYTHONUNBUFFERED = 1
 export MPLBACKEND = Agg
 
 
-.PHONY: run test check bench fuzz prepare readme clean help
+.PHONY: run test check bench fuzz prepare readme results docs clean help
 
 help:
 	@echo 'make run    the whole road on synthetic patients: data, cleaning, training, report'
@@ -20,6 +20,8 @@ help:
 	@echo 'make bench  every speed comparison, beside the libraries it is compared with'
 	@echo 'make fuzz   10,000 damaged files: no crash, no hang, every file accounted for'
 	@echo 'make readme README.md from nbs/index.ipynb'
+	@echo 'make results RESULTS.md from the saved runs and the study notebooks'
+	@echo 'make docs   all notebooks as pages in _docs'
 
 $(STAMP): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo 'ich_fastai needs Python 3.10 or newer: make PYTHON=python3.11 ...'; exit 1)
@@ -59,6 +61,14 @@ prepare: $(STAMP)
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
 	@$(BIN)/python -c "from pathlib import Path; p = Path('README.md'); p.write_text(p.read_text(encoding='utf-8').replace('](images/', '](nbs/images/').strip() + '\n', encoding='utf-8')"
+
+results: $(STAMP)
+	$(BIN)/python -c "from ich_fastai.results import write_results; print(write_results())"
+
+docs: $(STAMP)
+	$(BIN)/jupyter nbconvert --log-level WARN --to html nbs/*.ipynb nbs/studies/*.ipynb --output-dir _docs
+	cp -r nbs/images _docs/
+	@echo 'The pages are in _docs; begin with _docs/index.html'
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -89,7 +89,8 @@ def fit_temperature(
     low, high = np.log(TEMPERATURES)
     best = minimize_scalar(lambda t: np.logaddexp(0, z / np.exp(t)).mean(), bounds=(low, high), method='bounded').x
     if min(best - low, high - best) < .01:
-        why = 'the probabilities tell nothing about the labels' if best > 0 else 'positive and negative images are told apart without a mistake'
+        why = 'the probabilities tell nothing about the labels'
+        if best < 0: why = 'positive and negative images are told apart without a mistake'
         raise IchError(f'no temperature can be fitted: {why} on these {len(y)} labels; hold out more patients, or train better.')
     return float(np.exp(best))
 

@@ -90,7 +90,7 @@ def metadata_forest(
     preds, drops = [], []
     for seed in seeds:
         cut = (StratifiedGroupKFold if by == 'group' else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-        for fold, (train, test) in enumerate(cut.split(x, y, group)):
+        for fold, (train, test) in enumerate(cut.split(x, y, group if by == 'group' else None)):
             model = RandomForestClassifier(trees, min_samples_leaf=3, random_state=seed, n_jobs=1).fit(x[train], y[train])
             preds.append(pd.DataFrame({'seed': seed, 'fold': fold, 'row': test, 'group': group[test],
                                        f'p_{label}': model.predict_proba(x[test])[:, 1], f'y_{label}': y[test]}))
@@ -104,21 +104,21 @@ def metadata_forest(
 # %% ../nbs/09d_headers.ipynb #4e67eca9
 def _draws(preds: pd.DataFrame, label: str, metric: str, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     "A figure for each training seed, and its mean over the seeds in each resample of patients."
-    each, drawn = [], []
-    for _, o in preds.groupby('seed'):
-        ids, y, p = np.unique(o.group, return_inverse=True)[1], o[f'y_{label}'].to_numpy(float), o[f'p_{label}'].to_numpy()
-        n_groups = int(ids.max()) + 1
-        if metric == 'auc':
-            tables = rank_tables(y, p, ids, n_groups)
-            portions = [rank_stats(tables, c)[0] for c in (np.ones((n_groups, 1)), *resamples(n_groups, n, seed, tables[1].shape[0]))]
-        else:
-            hits, cases = decision_parts(y, p, .5)['accuracy']
-            parts = np.array([[np.bincount(ids, v, n_groups)] for v in (hits, cases)])
-            portions = [shares(parts, c)[0] for c in (np.ones((n_groups, 1)), *resamples(n_groups, n, seed))]
-        values = np.concatenate(portions)
-        each.append(values[0])
-        drawn.append(values[1:])
-    return np.array(each), np.mean(drawn, axis=0)
+    ids, y, p = np.unique(preds.group, return_inverse=True)[1], preds[f'y_{label}'].to_numpy(float), preds[f'p_{label}'].to_numpy()
+    n_groups = int(ids.max()) + 1
+    seeds = [np.flatnonzero(preds.seed == o) for o in sorted(preds.seed.unique())]
+    if metric == 'auc':
+        folds = [[o[preds.fold.to_numpy()[o] == f] for f in preds.fold.unique()] for o in seeds]
+        tables = [[rank_tables(y[o], p[o], ids[o], n_groups) for o in each] for each in folds]
+        def figure(counts): return np.array([np.nanmean([rank_stats(t, counts)[0] for t in each], axis=0) for each in tables])
+    else:
+        def one(o):
+            hits, cases = decision_parts(y[o], p[o], .5)['accuracy']
+            return np.array([[np.bincount(ids[o], v, n_groups)] for v in (hits, cases)])
+        parts = [one(o) for o in seeds]
+        def figure(counts): return np.array([shares(o, counts)[0] for o in parts])
+    drawn = np.hstack([figure(c).mean(axis=0) for c in resamples(n_groups, n, seed, len(y) // len(seeds))])
+    return figure(np.ones((n_groups, 1)))[:, 0], drawn
 
 def _says(low: float, high: float, middle: float, words: Sequence[str]) -> str:
     "The first word above `middle`, the second below it, the third where the interval holds it."

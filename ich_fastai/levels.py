@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOW', 'SIDES', 'POINT', 'by_group', 'level_table', 'operating_points', 'paired_difference', 'add_volumes',
-           'by_volume']
+           'by_volume', 'worst_mistakes']
 
 # %% ../nbs/08b_levels.ipynb #ebc65918
 from collections.abc import Mapping, Sequence
@@ -64,8 +64,9 @@ def level_table(
 ) -> pd.DataFrame: # level, how, label, n, positive, auc, low, high; a label with one class only is left out
     "Measure slices, series and patients."
     tables = [('slice', '', preds)]
-    for level, col in ('series', 'series'), ('patient', 'group'):
-        if col in preds: tables += [(level, how, by_group(preds, vocab, col, how)) for how in hows]
+    several = 'series' in preds and preds.groupby('group').series.nunique().gt(1).any()  # else they are the patients
+    for level, col in (*([('series', 'series')] if several else []), ('patient', 'group')):
+        tables += [(level, how, by_group(preds, vocab, col, how)) for how in hows]
     rows = []
     for level, how, t in tables:
         for o in vocab:
@@ -87,8 +88,9 @@ def _spans(hits: np.ndarray, cases: np.ndarray, ids: np.ndarray, n: int, seed: i
     who, res = (sums[1] > 0).sum(1), []
     for value, some, k in zip(values, drawn, who):
         if np.isnan(value) or k < 2: span = (np.nan, np.nan)
-        else: span = wilson(value * k, k) if value in (0, 1) else interval(some)
-        res.append((value, *span))
+        elif value in (0, 1): span = [value, *wilson(value * k, k)]  # with the value, which rounding may put outside
+        else: span = interval(some) or (np.nan, np.nan)
+        res.append((value, min(span), max(span)))
     return res
 
 def operating_points(
@@ -98,7 +100,7 @@ def operating_points(
     sensitivities: Sequence[float] = (.9, .95, .99), # wanted shares of positive images that are called
     n: int = 1000, # resamples of patients
     seed: int = 0,
-) -> pd.DataFrame: # label, wanted, threshold, called, then sensitivity, specificity, ppv, each with _low, _high; labels of one class are left out
+) -> pd.DataFrame: # label, wanted, threshold, called; sensitivity, specificity, ppv with _low, _high; no row for labels of one class
     "Choose thresholds on one set of predictions and judge them on another."
     y, p, ids = check_preds(*arrays(preds_test, vocab))
     heads, hits, cases = [], [], []
@@ -152,7 +154,8 @@ def add_volumes(
     if not names or 'sop' not in truth: raise FrameError('the table of volumes needs the columns sop and ml_<subtype>.')
     if truth.sop.duplicated().any(): raise FrameError(f'{truth.sop.duplicated().sum()} images stand twice in the table of volumes.')
     ml = truth.set_index('sop')[names].reindex(sop)
-    if ml.isna().any(axis=None): raise FrameError(f'{int(ml.isna().any(axis=1).sum())} images are not in the table of volumes; is it of another set?')
+    lack = int(ml.isna().any(axis=1).sum())
+    if lack: raise FrameError(f'{lack} images are not in the table of volumes; is it of another set?')
     ml['ml_any'] = ml.sum(axis=1)
     return preds.assign(sop=sop.to_numpy(), **{k: v.to_numpy() for k, v in ml.items()})
 
@@ -163,7 +166,7 @@ def by_volume(
     thresh: float|Mapping[str, float] = .5, # a probability above it is a call; one for all, or label -> threshold
     n: int = 1000, # resamples of patients
     seed: int = 0,
-) -> pd.DataFrame: # label, from_ml, to_ml, n, patients, auc, auc_low, auc_high, sensitivity, sensitivity_low, sensitivity_high; empty bins are left out
+) -> pd.DataFrame: # label, from_ml, to_ml, n, patients; auc and sensitivity with _low, _high; empty bins are left out
     "Measure bleeds of each size against all images without."
     rows = []
     for o in vocab:
@@ -179,6 +182,23 @@ def by_volume(
             value = auc_ci(y, p, df.group, n, seed) if negative.any() and df.group.nunique() > 1 else (np.nan,) * 3
             _, _, ids = check_preds(y[y == 1], p[y == 1], df.group[y == 1])
             found = _spans((p[y == 1] > cut)[None], np.ones((1, len(ids))), ids, n, seed)[0]
-            rows.append(dict(label=o, from_ml=low, to_ml=high, n=len(ids), patients=int(ids.max()) + 1)
-                        | dict(zip(('auc', 'auc_low', 'auc_high'), value)) | dict(zip(('sensitivity', 'sensitivity_low', 'sensitivity_high'), found)))
-    return pd.DataFrame(rows, columns='label from_ml to_ml n patients auc auc_low auc_high sensitivity sensitivity_low sensitivity_high'.split())
+            rows.append((o, low, high, len(ids), int(ids.max()) + 1, *value, *found))
+    figures = [f'{k}{end}' for k in ('auc', 'sensitivity') for end in ('', '_low', '_high')]
+    return pd.DataFrame(rows, columns=['label', 'from_ml', 'to_ml', 'n', 'patients', *figures])
+
+# %% ../nbs/08b_levels.ipynb #6f160cb1
+def worst_mistakes(
+    preds: pd.DataFrame, # as for `by_volume`
+    vocab: Sequence[str], # the labels
+    thresh: float|Mapping[str, float] = .5, # a probability above it is a call; one for all, or label -> threshold
+    each: int = 1, # of a kind and label, one a patient
+) -> pd.DataFrame: # rows of `preds` with `label`, `why` ('missed' or 'false alarm'), `p` and `ml` of that label
+    "Choose the largest missed bleeds and the surest false alarms of each label."
+    parts = []
+    for o in vocab:
+        cut = thresh[o] if isinstance(thresh, Mapping) else thresh
+        df = preds.assign(label=o, p=preds[f'p_{o}'], ml=preds[f'ml_{o}'])
+        missed = df[df[f'y_{o}'].eq(1) & (df.p <= cut)].sort_values(['ml', 'p'], ascending=[False, True], kind='stable')
+        alarms = df[df[f'y_{o}'].eq(0) & (df.p > cut)].sort_values('p', ascending=False, kind='stable')
+        parts += [some.drop_duplicates('group').head(each).assign(why=why) for why, some in (('missed', missed), ('false alarm', alarms))]
+    return pd.concat(parts, ignore_index=True)

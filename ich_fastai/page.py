@@ -134,6 +134,12 @@ grey value, but no shapes.</p>
 {% if run.aucs %}<div class="figures">{{ plot(run.aucs) }}</div>{% endif %}
 {% endfor %}
 {% endfor %}
+{% for kind, df in compared %}
+<h3>Side by side{{ ': ' ~ kind ~ ' data' if compared | length > 1 }}</h3>
+<p>A difference is given where two runs were measured on the same images: both are measured on the same draws of patients, which tells more
+than two intervals beside each other.</p>
+{{ table(df, 'Runs side by side; differences in mean AUC to the first one, with 95 % intervals') }}
+{% endfor %}
 <h3>How to read them</h3><dl>
 <dt>AUC</dt><dd>Take one image with a bleed and one without: the AUC is how often the network gives the first one the
 higher
@@ -219,9 +225,24 @@ record.</p>
 {{ notes(run.roc_notes) }}
 {% if run.card is not none %}{{ table(run.card, 'Each label, with 95 % intervals, beside always saying no') }}{% endif
 %}
-{% if run.points is not none %}{{ table(run.points, 'Thresholds chosen on the valid side, and what they give where it
-was measured') }}{% endif %}
+{% if run.points is not none %}{{ table(run.points, 'Thresholds chosen on the valid side to find a wanted share, and what they
+give where it was measured') }}{% endif %}
+{% if run.levels is not none %}{{ table(run.levels, 'Slices, and patients: one probability of all slices, the highest, the mean of
+the three highest, or the mean') }}{% endif %}
 {% if run.folds is not none %}{{ table(run.folds, 'Each fold by itself') }}{% endif %}
+{% endcall %}
+</section>
+
+<section id="trust"><h2>How far the probabilities can be trusted</h2>
+<p>Of all images with a probability near 0.3, three in ten should be positive. Each point is a bin of equally many images; its
+bar is the 95&nbsp;% interval for as many patients as are in it. On the dotted line a probability means what it says. Most
+networks are too sure; dividing the logits by one number, the temperature, leaves the order of the images, and all AUCs, as they
+are.</p>
+{% call(run) each() %}
+{% if run.trust %}<div class="figures">{% for f in run.trust %}{{ plot(f) }}{% endfor %}</div>{% endif %}
+{{ notes(run.trust_notes) }}
+{% if run.trust_table is not none %}{{ table(run.trust_table, 'Before → after dividing by the temperature; lower is better') }}
+{% endif %}
 {% endcall %}
 </section>
 
@@ -257,7 +278,7 @@ END = '''
 '''
 SECTIONS = (('figures', 'Main figures'), ('read', 'Read and dropped'), ('labels', 'Labels and sides'),
             ('images', 'Images'), ('learning', 'Learning'), ('roc', 'Label by label'),
-            ('grid', 'Predicted over actual'), ('made', 'How to repeat it'), ('limits', 'Limits'))
+            ('trust', 'Calibration'), ('grid', 'Predicted over actual'), ('made', 'How to repeat it'), ('limits', 'Limits'))
 
 def render(
     **facts, # what the page says: see `report.write_report`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLORS', 'GREY', 'TRAIN', 'VALID', 'label_color', 'new_axes', 'figure_uri', 'plot_lr_find', 'kept_epoch',
            'say_column', 'plot_curves', 'plot_label_counts', 'roc_points', 'roc_band', 'plot_roc', 'plot_aucs',
-           'plot_reliability']
+           'plot_reliability', 'plot_volumes']
 
 # %% ../nbs/13a_plots.ipynb #8ea77713
 import base64
@@ -248,5 +248,26 @@ def plot_reliability(
     for (name, t), look in zip(tables.items(), looks if len(tables) > 1 else looks[1:]):
         ax.errorbar(t.mean_p, t.share, [t.share - t.low, t.high - t.share], marker='o', ms=4.5, lw=1.3, elinewidth=.8, label=name, **look)
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect='equal')
+    ax.figure.legend(fontsize=9, frameon=False, ncols=3, loc='outside upper center', columnspacing=1, handletextpad=.4)
+    return ax.figure
+
+# %% ../nbs/13a_plots.ipynb #644c2776
+def plot_volumes(
+    table: pd.DataFrame, # from `levels.by_volume`
+    figure: str = 'sensitivity', # or 'auc'
+) -> Figure: # raises `IchError` for another figure
+    "Plot how well bleeds of each size are found."
+    if figure not in ('sensitivity', 'auc'): raise IchError(f"sizes are plotted by 'sensitivity' or 'auc', not '{figure}'.")
+    ylabel = dict(sensitivity='found (sensitivity)', auc='AUC against slices without')[figure]
+    ax = new_axes('blood of this kind in the slice, ml', ylabel, 6.2, 3.4)
+    bins = sorted(set(zip(table.from_ml, table.to_ml)))
+    names = list(dict.fromkeys(table.label))
+    for i, o in enumerate(names):
+        t = table[table.label == o]
+        at = [bins.index(b) + (i - (len(names) - 1)/2) * .09 for b in zip(t.from_ml, t.to_ml)]
+        low, high = (t[figure] - t[f'{figure}_low']).clip(lower=0), (t[f'{figure}_high'] - t[figure]).clip(lower=0)
+        ax.errorbar(at, t[figure], [low, high], marker='o', ms=4.5, lw=1.3, elinewidth=.8, color=label_color(o, i), label=o)
+    ax.set_xticks(range(len(bins)), [f'over {a:g}' if b == np.inf else f'{a:g} to {b:g}' for a, b in bins])
+    ax.set_ylim(None, 1.02)
     ax.figure.legend(fontsize=9, frameon=False, ncols=3, loc='outside upper center', columnspacing=1, handletextpad=.4)
     return ax.figure

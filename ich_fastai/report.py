@@ -17,6 +17,8 @@ import pandas as pd
 from . import __version__
 from .clean import load_manifest
 from .core import IchError, atomic
+from .evidence import (calibration_facts, calibration_words, compare_words, evidence_tables, level_words,
+                                 point_words, side_by_side, sides)
 from .metrics import report_table
 from .page import render
 from .pictures import image_uri, load_gray, pick_images
@@ -87,15 +89,11 @@ def _learning(run: Run) -> tuple[list, list]:
                           alt=f"{' and '.join(cols.values())} by epoch. {say}"))
     return plots, notes
 
-def _measured(run: Run) -> pd.DataFrame:
-    "The predictions that the figures are of."
-    return run.preds[run.preds.split == ('test' if (run.preds.split == 'test').any() else 'valid')]
-
 def _rocs(run: Run) -> tuple[list, list]:
     "A ROC figure a label, none without predictions, and what to say of labels that have no curve."
     if run.preds is None: return [], []
     rows = run.metrics.get('labels', {})
-    plots = [dict(uri=figure_uri(plot_roc(_measured(run), [o], run.metrics)), caption='',
+    plots = [dict(uri=figure_uri(plot_roc(sides(run)[0], [o], run.metrics)), caption='',
                   alt=f"ROC curve of {o}: AUC {say_number(row['auc'], *(row['auc_ci'] or ()))}")
              for o, row in rows.items() if row['auc'] is not None]
     return plots, [f"{o} has no curve: {row['positives']} of {row['n']} images are positive, and it takes some of each."
@@ -106,7 +104,7 @@ def _shots(run: Run, images: int, seed: int) -> tuple[list, str, pd.DataFrame|No
     if run.preds is None: return [], '', None
     thresh = run.args.get('thresh', .5)
     exclusive = 'train_multiclass' in (f'train_{run.task}', run.args.get('train_fn'))
-    df = pick_images(_measured(run), images, images // 2, seed, thresh, exclusive)
+    df = pick_images(sides(run)[0], images, images // 2, seed, thresh, exclusive)
     how = 'The likeliest class counts.' if exclusive else f'A probability above {thresh:g} counts as a yes.'
     rule = f"{how} {(df.why == 'random').sum()} images were drawn at random (seed {seed}) from those that were " \
            'measured. After them come the mistakes made with the greatest confidence, one a patient.'
@@ -121,7 +119,8 @@ def _shots(run: Run, images: int, seed: int) -> tuple[list, str, pd.DataFrame|No
 
 # %% ../nbs/14_report.ipynb #ebdc1f6c
 COMPARE = 20_000  # pictures up to which the audit reads all of them
-TABLES = '(results|labels|operating|sides|folds|grid)_(phantom|real|unknown)|cleaning|label_counts'  # names of our CSV files
+TABLES = '(results|labels|operating|sides|folds|grid|calibration|points|levels|compare)_(phantom|real|unknown)|' \
+         'cleaning|label_counts'  # names of our CSV files
 CARD = ['label', 'positive images', 'AUC', 'sensitivity', 'specificity', 'accuracy', 'all-negative accuracy']
 
 def _tile(o) -> dict:
@@ -154,6 +153,17 @@ def _card(run: Run) -> tuple:
                            for k, o in (m.get('operating') or {}).items()])
     return card, text_table(points)
 
+def _evidence(run: Run) -> tuple[dict, dict]:
+    "What the page says of calibration, thresholds and patients, and the tables behind it."
+    if run.preds is None or not run.metrics.get('labels'):
+        say = 'The predictions of this run were not kept, so that its calibration cannot be shown.'
+        return dict(trust=[], trust_notes=[say], trust_table=None, levels=None), {}
+    plots, table, notes = calibration_facts(run)
+    tables = evidence_tables(run) | ({} if table is None else dict(calibration=table.assign(run=run.id)))
+    page = {k: say(tables[k].drop(columns='run')) for k, say in dict(points=point_words, levels=level_words).items() if k in tables}
+    trust = dict(trust=plots, trust_notes=notes, trust_table=None if table is None else calibration_words(table))
+    return dict(levels=None) | page | trust, tables
+
 def _facts(run: Run, cleaned, images: int, seed: int) -> dict:
     "All that the page says of a run."
     m, env = run.metrics, run.record.get('environment', {})
@@ -167,6 +177,8 @@ def _facts(run: Run, cleaned, images: int, seed: int) -> dict:
     grey, card, points = grey_card(run), *_card(run)
     parts, rule, table = _shots(run, images, seed)
     made, repeat = made_words(run)
+    evidence, tables = _evidence(run)
+    if table is not None: tables['grid'] = table
     aucs = 'AUC of each label with its 95 % interval' + (', beside the classifier on grey values' if grey else '')
     sides = side_table(run, frame).drop(columns='run', errors='ignore')
     versions = dict(env.get('versions', {}), python=env.get('python'))
@@ -175,9 +187,9 @@ def _facts(run: Run, cleaned, images: int, seed: int) -> dict:
         leaks=leaks, results=[_tile(o) for o in result_table(run).itertuples()],
         aucs=dict(uri=figure_uri(plot_aucs(m, grey)), alt=aucs, caption=aucs) if len(m.get('labels', {})) > 1 else None,
         learning=learning, learning_notes=learning_notes, rocs=rocs, roc_notes=roc_notes, card=card, points=points,
-        folds=text_table(pd.DataFrame(m.get('folds', []))), shots=parts, rule=rule, table=table, made=made,
+        folds=text_table(pd.DataFrame(m.get('folds', []))), shots=parts, rule=rule, tables=tables, made=made,
         repeat=repeat, args=pd.DataFrame([(k, short(v)) for k, v in run.args.items()], columns=['Argument', 'Value']),
-        versions=pd.DataFrame([(k, v or 'absent') for k, v in versions.items()], columns=['Package', 'Version']))
+        versions=pd.DataFrame([(k, v or 'absent') for k, v in versions.items()], columns=['Package', 'Version'])) | evidence
 
 def _tell_apart(facts: list[dict], runs: list[Run]) -> None:
     "Add the id to names that occur twice, and the kind of data where there are two kinds."
@@ -202,11 +214,15 @@ def write_report(
     if out.exists() and not out.is_dir(): raise IchError(f'{out} is a file; name a folder for the report.')
     facts, tables = [_facts(o, cleaned, images, seed) for o in runs], report_tables(runs, cleaned)
     _tell_apart(facts, runs)
-    for o in facts:
-        if o['table'] is None: continue
-        name = f"grid_{o['kind']}"
-        tables[name] = pd.concat([tables[name], o['table']], ignore_index=True) if name in tables else o['table']
     kinds, clean, labels = sorted({o['kind'] for o in facts}), None, None
+    for kind in kinds:
+        of_kind = [o['tables'] for o in facts if o['kind'] == kind]
+        for name in 'points', 'levels', 'calibration', 'grid':
+            parts = [o[name] for o in of_kind if name in o]
+            if parts: tables[f'{name}_{kind}'] = pd.concat(parts, ignore_index=True)
+        some = [o for o in runs if kind_of(o) == kind]
+        if len(some) > 1: tables[f'compare_{kind}'] = side_by_side(some)
+    compared = [(o, compare_words(tables[f'compare_{o}'])) for o in kinds if f'compare_{o}' in tables]
     if cleaned:
         words, notes = cleaning_words(cleaned, kinds)
         clean = dict(words=words, notes=notes, table=text_table(cleaning_facts(cleaned)[1]))
@@ -217,7 +233,7 @@ def write_report(
                       alt='Images: ' + ', '.join(f'{n} {o}' for o, n in zip(counts.label, counts.images)))
     page = render(title=title, date=datetime.date.today().isoformat(), version=__version__, runs=facts, kinds=kinds,
                   clean=clean, labels=labels, samples=sample_shots(cleaned) if cleaned else None, command=command,
-                  files=list(tables), limits=limit_words(runs))
+                  files=list(tables), limits=limit_words(runs), compared=compared)
     try: (out/'tables').mkdir(parents=True, exist_ok=True)
     except OSError as e: raise IchError(f'{out} cannot be made ({e.strerror}); name another folder.') from e
     for o in (out/'tables').glob('*.csv'):  # of an earlier report, which had other tables

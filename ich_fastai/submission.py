@@ -26,7 +26,8 @@ def image_ids(
         raise FrameError('the images are planes of hu.npy, whose names hold no id; join the column sop from the manifest, by fn.')
     else: ids = preds.fn.map(lambda o: Path(o).stem)
     twice = ids[ids.duplicated()]
-    if len(twice): raise FrameError(f'{len(twice)} rows are of an image that came before, the first is {twice.iloc[0]}; keep one prediction an image.')
+    if len(twice):
+        raise FrameError(f'{len(twice)} rows are of an image that came before, the first is {twice.iloc[0]}; keep one prediction an image.')
     return ids
 
 def submission_rows(
@@ -36,8 +37,10 @@ def submission_rows(
     "Turn a table with a row an image into the long one of the challenge."
     lack = [o for o in vocab if f'p_{o}' not in preds]
     if lack:
-        five = " It learnt from slices with a bleed only: train it again with only_bleeds=False (ich train multilabel DATA --all-slices)." if lack == ['any'] else ''
-        raise FrameError(f"the run has no probability for {', '.join(lack)}, and the challenge asks for all of {', '.join(vocab)}.{five}")
+        say = f"the run has no probability for {', '.join(lack)}, and the challenge asks for all of {', '.join(vocab)}."
+        if lack == ['any']:
+            say += ' It learnt from slices with a bleed only: train it again with only_bleeds=False (ich train multilabel DATA --all-slices).'
+        raise FrameError(say)
     if not len(preds): raise FrameError('there are no predictions to submit.')
     p = preds[[f'p_{o}' for o in vocab]].to_numpy(float)
     bad = ~((p >= 0) & (p <= 1))  # NaN is neither
@@ -62,9 +65,11 @@ def kaggle_submission(
         wanted = _sample_ids(sample)
         found = rows.set_index('ID').Label.reindex(wanted)
         filled, left_out = int(found.isna().sum()), int((~rows.ID.isin(wanted)).sum())
-        if filled == len(wanted): raise FrameError(f'none of the {filled:,} ids of {sample} has a prediction; are these the images of the challenge?')
+        if filled == len(wanted):
+            raise FrameError(f'none of the {filled:,} ids of {sample} has a prediction; are these the images of the challenge?')
         if filled and fill is None:
-            raise FrameError(f'{filled:,} of the {len(wanted):,} ids of {sample} have no prediction, the first is {wanted[found.isna().to_numpy()].iloc[0]}. '
+            first = found.index[found.isna()][0]
+            raise FrameError(f'{filled:,} of the {len(wanted):,} ids of {sample} have no prediction, the first is {first}. '
                              'Predict these images too, or say with fill which probability they get.')
         rows = pd.DataFrame(dict(ID=wanted, Label=found.fillna(fill or 0).to_numpy()))
     with atomic(out) as tmp: rows.to_csv(tmp, index=False, float_format='%.9g', lineterminator='\n')
@@ -76,5 +81,6 @@ def _sample_ids(sample) -> pd.Series:
     except FileNotFoundError as e: raise IchError(f'{sample} does not exist; name the sample submission of the challenge.') from e
     except (OSError, ValueError) as e: raise FrameError(f'{sample} cannot be read as a table ({str(e).splitlines()[0]}).') from e
     if list(df.columns) != ['ID', 'Label']: raise FrameError(f'a sample submission has the columns ID and Label, not {list(df.columns)}.')
-    if df.ID.duplicated().any(): raise FrameError(f'{int(df.ID.duplicated().sum())} ids of {sample} stand there twice; it is no sample submission.')
+    twice = int(df.ID.duplicated().sum())
+    if twice: raise FrameError(f'{twice} ids of {sample} stand there twice; it is no sample submission.')
     return df.ID

@@ -19,7 +19,7 @@ def test_help_is_quick_and_light():
     assert torch == pandas == 'False' and float(seconds) < .4
 
 
-@pytest.mark.parametrize('command', 'demo phantom meta clean audit train report'.split())
+@pytest.mark.parametrize('command', 'demo phantom meta clean audit train report submit'.split())
 def test_every_command_has_help(command):
     r = ich(command, '--help')
     assert r.returncode == 0 and 'usage' in r.stdout

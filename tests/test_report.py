@@ -118,13 +118,13 @@ def test_page_says_what_matters(report):
               '1 any', 'No patient, study or series is on two sides', 'guessing', 'always saying no',
               'grey values only', 'difference', 'Epoch 2 of 2 was kept', 'One patient, from bottom to top', 'Drawn at random',
               'actual:', 'ich demo', 'ffffffffffff', "train_multilabel(**load_run('one', '…/results').args)", '6 patients are few',
-              'RSNA log loss'): assert o in text, o
+              'RSNA log loss', 'Side by side', 'over any', 'How far the probabilities can be trusted', 'divided by', 'patient, max'): assert o in text, o
     assert '✓' in text and '✗' in text
 
 
 def test_tables_beside_the_page(report):
     tables = {o.stem: pd.read_csv(o) for o in (report.parent/'tables').glob('*.csv')}
-    names = {f'{o}_phantom' for o in ('results', 'labels', 'sides', 'grid')}
+    names = {f'{o}_phantom' for o in ('results', 'labels', 'sides', 'grid', 'points', 'levels', 'calibration', 'compare')}
     assert set(tables) == names | {'cleaning', 'label_counts'}
     assert (tables['results_phantom'].difference.dropna() == 0).all()  # the baseline is the run itself here
     sides = tables['sides_phantom'].query("run == 'two'").set_index('side')
