@@ -18,14 +18,15 @@ from .runs import Run, load_run
 # %% ../nbs/14b_results.ipynb #97ecec63
 def read_study(
     fn: str|os.PathLike, # a study notebook, rendered
-) -> dict: # `title`, `question`, `studies` (names of the runs it reads), `claims` (lines of its last Markdown output)
+) -> dict: # `title`, `question`, `studies` (names of the runs it reads), `claims` (what the last cell that shows Markdown says)
     "Find what a study notebook asks and what it concludes."
     cells = read_json(Path(fn))['cells']
     head = [o for c in cells[:2] for o in ''.join(c['source']).splitlines() if o.strip()]
     code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
-    said = [''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', ()) if 'text/markdown' in o.get('data', {})]
+    said = [[''.join(o['data']['text/markdown']) for o in c.get('outputs', ()) if 'text/markdown' in o.get('data', {})] for c in cells]
+    claims = '\n'.join(next((o for o in said[::-1] if o), []))
     return dict(title=next(o[2:] for o in head if o.startswith('# ')), question=next((o[2:] for o in head if o.startswith('> ')), ''),
-                studies=list(dict.fromkeys(re.findall(r"(?:study=|grid_runs\(|study_runs\()'(\w+)'", code))), claims=said[-1].splitlines() if said else [])
+                studies=list(dict.fromkeys(re.findall(r"(?:\bstudy(?:, \w+)?\s*=\s*|grid_runs\()'(\w+)'", code))), claims=claims.splitlines())
 
 # %% ../nbs/14b_results.ipynb #c42640d1
 def study_runs(
