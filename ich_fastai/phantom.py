@@ -17,7 +17,7 @@ from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from .core import LABELS, SUBTYPES, IchError, atomic, in_processes, n_cpus, progress, read_json, write_json
+from .core import LABELS, SUBTYPES, IchError, atomic, choose, in_processes, n_cpus, progress, read_json, write_json
 from .study import Study, make_study
 
 # %% ../nbs/02_phantom.ipynb #92255526
@@ -88,6 +88,7 @@ def header_style(
 def plan_patient(
     seed: int, # of the set
     patient: int, # 0, 1, ...
+    only: tuple = (), # subtypes: every patient has just one of them; none given: the usual mixture
 ) -> dict: # bleeds, flavour
     "Say what a patient has: of every ten, five have no bleed, five have one subtype each and mostly a second one."
     block = np.random.Generator(np.random.PCG64((seed, 1, patient//10)))
@@ -95,6 +96,7 @@ def plan_patient(
     rng = np.random.Generator(np.random.PCG64((seed, 2, patient)))
     more, other, flavour = float(rng.uniform()), int(rng.integers(5)), FLAVOURS[int(rng.choice(3, p=[.45, .4, .15]))]
     bleeds = () if role > 4 else tuple(sorted({SUBTYPES[role], SUBTYPES[other if more < .75 else role]}))
+    if only: bleeds = (only[role % len(only)],)
     return dict(bleeds=bleeds, flavour=flavour)
 
 # %% ../nbs/02_phantom.ipynb #cb65c45e
@@ -106,9 +108,10 @@ def write_patient(
     size: int, # pixels in a row
     n_slices: int|None, # slices with head
     scans: int = 1, # how often the patient is scanned
+    only: tuple = (), # see `plan_patient`
 ) -> list: # a dict a slice: the rows of `phantom_truth.csv`
     "Make one patient and write the files."
-    plan = plan_patient(seed, patient)
+    plan = plan_patient(seed, patient, only)
     rng = np.random.Generator(np.random.PCG64((seed, 3, patient)))
     blank = tuple(int(v) for v in rng.integers(1, 4, 2))
     style, rows = header_style(rng, plan['flavour']), []
@@ -185,15 +188,18 @@ def write_phantom(
     size: int = 512, # pixels in a row
     n_slices: int|None = None, # slices with head in each study; None draws 23 to 29
     scans: int = 1, # studies of each patient: the same head, scanned once more
+    only: tuple = (), # subtypes: every patient has just one of them, nobody none; (): the usual mixture
     workers: int|None = None, # processes; None takes every core
 ) -> dict: # counts; raises `IchError` where `out` holds something else
     "Write a synthetic set in the layout of the RSNA 2019 challenge. A set that is there already is left as it is."
     if patients < 1: raise IchError(f'a phantom set needs at least one patient, not {patients}.')
-    out, args = Path(out), dict(patients=patients, seed=seed, size=size, n_slices=n_slices) | (dict(scans=scans) if scans > 1 else {})
+    for o in only: choose(o, SUBTYPES, 'subtype')
+    out, args = Path(out), dict(patients=patients, seed=seed, size=size, n_slices=n_slices)
+    args |= {k: v for k, v in (('scans', scans), ('only', list(only))) if v not in (1, [])}  # the record of an ordinary set stays as it was
     done = open_folder(out, args)
     if done: return done
     bad = int(np.random.Generator(np.random.PCG64((seed, 6))).integers(patients))
-    jobs = ((out/'stage_2_train', seed, i, i == bad, size, n_slices, scans) for i in range(patients))
+    jobs = ((out/'stage_2_train', seed, i, i == bad, size, n_slices, scans, only) for i in range(patients))
     found = in_processes(write_patient, jobs, min(workers or n_cpus(), patients))
     truth = pd.DataFrame([row for rows in progress(found, patients, 'making phantom patients') for row in rows])
     for fn, df in (('stage_2_train.csv', label_rows(truth, seed)), ('phantom_truth.csv', truth.sort_values('sop'))):
