@@ -193,7 +193,7 @@ def write_phantom(
 ) -> dict: # counts; raises `IchError` where `out` holds something else
     "Write a synthetic set in the layout of the RSNA 2019 challenge. A set that is there already is left as it is."
     if patients < 1: raise IchError(f'a phantom set needs at least one patient, not {patients}.')
-    for o in only: choose(o, SUBTYPES, 'subtype')
+    for o in only: choose(o, dict.fromkeys(SUBTYPES), 'subtype')
     out, args = Path(out), dict(patients=patients, seed=seed, size=size, n_slices=n_slices)
     args |= {k: v for k, v in (('scans', scans), ('only', list(only))) if v not in (1, [])}  # the record of an ordinary set stays as it was
     done = open_folder(out, args)
