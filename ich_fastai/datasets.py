@@ -74,7 +74,7 @@ PHANTOMS = dict(  # name -> how it is made
     phantom_small=dict(patients=20, seed=1, size=128, side=64),
     phantom_study=dict(patients=160, seed=2, size=256),
     phantom_scans=dict(patients=70, seed=3, size=256, scans=2),
-    phantom_thin=dict(patients=300, seed=4, size=256, only=('epidural', 'subdural')),
+    phantom_thin=dict(patients=900, seed=4, size=256, n_slices=8, only=('epidural', 'subdural')),
 )
 
 def _phantom(name: str, root: Path) -> pd.DataFrame: return make_phantom(root/name, **PHANTOMS[name])

@@ -75,8 +75,7 @@ def _read_bytes(fn: str|os.PathLike) -> bytes:
     try:
         with open(fn, 'rb', buffering=0) as f: return f.read()
     except OSError as e:
-        why = "it is a plane of HU, which the DataBlock must be told (image='hu')" if split_plane(fn) else e.strerror
-        raise DataError(f'The image {fn} cannot be read: {why}.') from e
+        raise DataError(f'The image {fn} cannot be read: {e.strerror}.') from e
 
 # %% ../nbs/05a_reader.ipynb #4a5155e1
 def fit_into(
@@ -102,16 +101,28 @@ class BatchReader(Transform):
     "Stands in a pipeline where `PILImage.create` does, and can also `read` a batch."
     def __init__(self):
         super().__init__()
-        self.room = Room()
+        self.room, self.files = Room(), {}
+
+    def __getstate__(self): return self.__dict__ | dict(files={})  # another process opens them anew, where it needs them
+
+    def _opened(self, file: str) -> np.ndarray:
+        if file not in self.files: self.files[file] = np.asarray(open_planes(file))
+        return self.files[file]
 
 class ReadImages(BatchReader):
     "Read pictures: one as a `PILImage`, or a batch of them."
     input_types = str, Path, bytes, np.ndarray, torch.Tensor, Image.Image  # what `learn.predict` may be given
 
-    def encodes(self, o): return PILImage.create(read_rgb(o) if isinstance(o, (str, Path, bytes)) else o)
+    def encodes(self, o): return PILImage.create(self._pixels(o) if isinstance(o, (str, Path, bytes)) else o)
 
     def _pixels(self, o, row=None):
+        if isinstance(o, (str, Path)) and split_plane(o): return self._picture(o)
         return read_rgb(o, row) if isinstance(o, (str, Path, bytes)) else np.asarray(PILImage.create(o).convert('RGB'))
+
+    def _picture(self, fn) -> np.ndarray:
+        a = read_plane(fn, self._opened)
+        if a.ndim == 3: return a
+        raise DataError(f"The image {fn} cannot be read: it is a plane of HU, which the DataBlock must be told (image='hu').")
 
     def read(self,
         items: Sequence, # files, or whatever else a `PILImage` is made of
@@ -131,21 +142,13 @@ ABOVE_AIR = 1000 # what is added to HU, so that air is 0
 class ReadPlanes(BatchReader):
     "Read planes of HU + 1000: one, or a batch of them."
     input_types = str, Path
-    def __init__(self):
-        super().__init__()
-        self.files = {}
-
-    def __getstate__(self): return self.__dict__ | dict(files={})  # another process opens them anew, where it needs them
-
-    def _opened(self, file: str) -> np.ndarray:
-        if file not in self.files: self.files[file] = np.asarray(open_planes(file))
-        return self.files[file]
-
     def plane(self,
         fn: str|os.PathLike, # see `planes.split_plane`
     ) -> np.ndarray: # int16 (rows, columns), HU; a view of the file; raises `DataError`
         "Find one plane."
-        return read_plane(fn, self._opened)
+        a = read_plane(fn, self._opened)
+        if a.ndim == 2: return a
+        raise DataError(f"The image {fn} is a picture, and no plane of HU; leave image='hu' out.")
 
     def encodes(self, fn) -> TensorImage: return TensorImage(self.plane(fn).astype(np.float32)[None] + ABOVE_AIR)
 
@@ -173,5 +176,5 @@ def read_image(
 ) -> np.ndarray: # uint8 (rows, columns, 3); raises `DataError`
     "Read a slice as a picture."
     if split_plane(fn) is None: return read_rgb(fn)
-    hu = ReadPlanes().plane(fn)
-    return np.dstack([window(hu, *WINDOWS[o]) for o in windows])
+    a = read_plane(fn)
+    return np.asarray(a) if a.ndim == 3 else np.dstack([window(a, *WINDOWS[o]) for o in windows])
