@@ -77,12 +77,13 @@ def summary(
     run, # a `runs.Run`
 ) -> str: # two or three lines
     "Say what a run measured, with its interval and what it must be compared with."
-    over = run.metrics['overall']
+    from ich_fastai.runs import overall_accuracy
+    over, (right, always) = run.metrics['overall'], overall_accuracy(run.metrics)
     low, high = over.get('mean_auc_ci') or (float('nan'), float('nan'))
     auc = over.get('mean_auc')
     lines = [f"{run.id}: {over['n_images']} {run.record['data_kind']} images of {over['n_groups']} patients ({run.metrics['on']})",
              '  AUC cannot be measured: a class is missing' if auc is None else f'  AUC {auc:.3f} (95 % interval {low:.3f} to {high:.3f}); chance is 0.500',
-             f"  accuracy {over['accuracy_multi']:.3f}; always saying no: {over['baseline_accuracy_multi']:.3f}"]
+             f"  accuracy {right:.3f}; always saying {'what is most common' if 'classes' in run.metrics else 'no'}: {always:.3f}"]
     return '\n'.join(lines)
 
 def _report(a) -> None:

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['lenet5_wide', 'CIFAR_BLOCKS', 'SHORT_BLOCKS', 'mobile_cifar', 'FAST_BLOCKS', 'mobile_fast', 'mobile_half',
-           'resnet18_cifar', 'resnet34_cifar', 'NETWORKS', 'FlattenOf', 'lenet5', 'mobile_short', 'resnet_cifar',
-           'lecture_cnn', 'simple_cnn', 'zfnet', 'Network']
+           'LEAN_BLOCKS', 'mobile_lean', 'resnet18_cifar', 'resnet34_cifar', 'NETWORKS', 'FlattenOf', 'lenet5',
+           'mobile_short', 'resnet_cifar', 'lecture_cnn', 'simple_cnn', 'zfnet', 'Network']
 
 # %% ../nbs/06a_networks.ipynb #b2efb155
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import nn
 from torchvision import models as tv
 from torchvision.models.resnet import BasicBlock
@@ -82,6 +81,8 @@ mobile_cifar = partial(mobile_short, blocks=CIFAR_BLOCKS)
 FAST_BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 3, 1), (6, 96, 1, 1))
 mobile_fast = partial(mobile_short, blocks=FAST_BLOCKS)
 mobile_half = partial(mobile_short, stem=2)
+LEAN_BLOCKS = ((1, 24, 1, 2), (4, 32, 2, 1), (4, 64, 4, 2), (4, 96, 3, 1))
+mobile_lean = partial(mobile_short, blocks=LEAN_BLOCKS)
 
 # %% ../nbs/06a_networks.ipynb #a3c5f5c5
 def resnet_cifar(
@@ -157,6 +158,7 @@ NETWORKS = {
     'mobile_short': Network(mobile_short, 32, 128, 'MobileNetV2 with 10 blocks, CIFAR strides'),
     'mobile_fast': Network(mobile_fast, 32, 128, 'mobile_short, halved one row earlier'),
     'mobile_half': Network(mobile_half, 32, 128, 'mobile_short with a stem of stride 2'),
+    'mobile_lean': Network(mobile_lean, 32, 128, '10 blocks whose width lies where maps are small'),
     'mobile_cifar': Network(mobile_cifar, 32, 128, 'MobileNetV2 with all 17 blocks, CIFAR strides'),
     'resnet18_cifar': Network(resnet18_cifar, 32, 128, 'ResNet18, 3 x 3 stem, no first pooling'),
     'resnet34_cifar': Network(resnet34_cifar, 32, 128, 'ResNet34, 3 x 3 stem, no first pooling'),

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pandas as pd
@@ -23,9 +24,9 @@ from .data import image_kind, make_dls
 from .datasets import Opened, open_dataset
 from .frames import split_by_patient
 from .learners import KeepRun, fit_stages, plan_stages
-from .measure import measure, predict_frame
+from .measure import measure, measure_classes, predict_frame
 from .models import find_arch, load_weights
-from .runs import Run, environment, load_run, new_run, save_run
+from .runs import Run, environment, load_run, new_run, overall_accuracy, save_run
 from .tasks import TASKS, task_rows
 
 # %% ../nbs/10_train.ipynb #1d18ea51
@@ -65,16 +66,21 @@ def _train(task: str, args: dict) -> Run:
         raise KeyboardInterrupt(f'Stopped after {len(keeper.rows)} epochs; nothing of them is lost. Go on with resume={run.id}') from e
     load_weights(learn.model, run.path/'model.safetensors')
     run.learn, run.log = learn, pd.DataFrame(keeper.rows)
-    run.preds = predict_frame(learn, df[df.split != 'train'], vocab)
-    prior = None if task == 'multiclass' else df.loc[df.split == 'train', list(vocab)].mean().tolist()
-    run.metrics = measure(run.preds, vocab, thresh=getattr(a, 'thresh', .5), prior=prior)
+    judge, side = _judge(task, vocab, df[df.split == 'train'], a), df[df.split != 'train']
+    run.preds = predict_frame(learn, side, vocab)
+    run.metrics = judge(run.preds)
     if a.tta:
-        card = measure(predict_frame(learn, df[df.split != 'train'], vocab, tta=a.tta), vocab, thresh=getattr(a, 'thresh', .5), prior=prior)
-        run.record['tta'] = dict(passes=a.tta, overall=card['overall'])
+        card = judge(predict_frame(learn, side, vocab, tta=a.tta))
+        run.record['tta'] = dict(passes=a.tta, overall=card['overall']) | (dict(classes=card['classes']['overall']) if 'classes' in card else {})
     run.record |= dict(status='done', lr=lr, best_valid_loss=keeper.best, memory_mb=watch(), seconds=round(time.monotonic() - begin, 1))
     save_run(run)
     (run.path/'state.pth').unlink(missing_ok=True)
     return run
+
+def _judge(task: str, vocab: tuple, train: pd.DataFrame, a) -> Callable[[pd.DataFrame], dict]: # of predictions
+    "Choose how predictions are measured; baselines are what was common among the training images."
+    if task == 'multiclass': return partial(measure_classes, vocab=vocab, common=train.label.mode()[0])
+    return partial(measure, vocab=vocab, thresh=getattr(a, 'thresh', .5), prior=train[list(vocab)].mean().tolist())
 
 def _watch_memory() -> Callable[[], float|None]: # tells the MB at the peak since now of the GPU, or of this process since its start
     "Begin to watch the memory."
@@ -228,10 +234,11 @@ def cross_validate(
             pooled.append(runs[-1].preds.query("split == 'test'").assign(repeat=r, fold=fold))
     cv.preds = pd.concat(pooled, ignore_index=True)
     vocab = runs[0].record['data']['vocab']
-    each = [dict(repeat=o.repeat.iloc[0], fold=o.fold.iloc[0], n=len(o), accuracy=run.metrics['overall']['accuracy_multi'],
+    each = [dict(repeat=o.repeat.iloc[0], fold=o.fold.iloc[0], n=len(o), accuracy=overall_accuracy(run.metrics)[0],
                  auc=run.metrics['overall']['mean_auc'], run=run.id) for o, run in zip(pooled, runs)]
     figures = pd.DataFrame(each)
-    cv.metrics = dict(measure(cv.preds, vocab, thresh=kwargs.get('thresh', .5)), on='held-out folds', folds=each,
+    card = measure_classes(cv.preds, vocab) if 'label' in df else measure(cv.preds, vocab, thresh=kwargs.get('thresh', .5))
+    cv.metrics = dict(card, on='held-out folds', folds=each,
                       over_folds={f'{k}_{f}': getattr(figures[k], f)() for k in ('accuracy', 'auc') for f in ('mean', 'std', 'min', 'max')})
     cv.record = dict(function='cross_validate', date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), status='done',
                      data=dict(name=opened.name, hash=opened.hash, split=f'{folds} stratified folds by patient', vocab=vocab), data_kind=opened.kind,

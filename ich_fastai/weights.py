@@ -113,7 +113,7 @@ def timm_imagenet(
         raise WeightsError(f"the weights {repo}/{names[0]} could not be had: looked in the Hugging Face cache "
                            f"{hub.constants.HF_HUB_CACHE}, then asked the hub ({type(e).__name__}: {e}). {WAYS}") from e
 
-# %% ../nbs/06b_weights.ipynb #5dafff94
+# %% ../nbs/06b_weights.ipynb #68215cbb
 def save_weights(
     model: nn.Module, # any model
     fn: str|Path, # a .safetensors file to write
