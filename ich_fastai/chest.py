@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['CHEST', 'NIH', 'PARTS', 'class_folders', 'split_findings', 'parse_age', 'xray_gray', 'convert_xrays']
 
-# %% ../nbs/04b_chest.ipynb #a9f1c750
+# %% ../nbs/04b_chest.ipynb #83a0d79d
 import re
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -47,12 +46,14 @@ def class_folders(
     df.insert(1, 'group', image_groups(df.fn, home))
     if df.split.isna().all(): return df.drop(columns='split')
     if df.split.isna().any():
-        raise DataError(f"{df.split.isna().sum()} of {len(df)} images of {home} lie neither in train/ nor in test/, the first is {df.fn[df.split.isna()].iloc[0]}.")
+        stray = df.fn[df.split.isna()]
+        raise DataError(f'{len(stray)} of {len(df)} images of {home} lie neither in train/ nor in test/, the first is {stray.iloc[0]}.')
     return df
 
 # %% ../nbs/04b_chest.ipynb #3f007b79
 _RADIOGRAPHY = ('Download it from kaggle.com/datasets/tawsifurrahman/covid19-radiography-database (collected from sources with terms of their own: '
-                'research use, cite Chowdhury 2020 and Rahman 2021) and put its folders COVID, Lung_Opacity, Normal and Viral Pneumonia into covid_radiography/ there.')
+                'research use, cite Chowdhury 2020 and Rahman 2021) and put its folders COVID, Lung_Opacity, Normal and Viral Pneumonia '
+                'into covid_radiography/ there.')
 
 def _covid_radiography(root: Path) -> pd.DataFrame:
     homes = find_homes(root, ('covid_radiography', 'covid19-radiography-database', 'COVID-19_Radiography_Dataset', 'COVID-19 Radiography Database'))
@@ -63,8 +64,8 @@ def _covid_radiography(root: Path) -> pd.DataFrame:
 CHEST += (Dataset('covid_radiography', ('COVID', 'Lung_Opacity', 'Normal', 'Viral Pneumonia'), _covid_radiography, _RADIOGRAPHY),)
 
 # %% ../nbs/04b_chest.ipynb #9f0816ab
-_THREE = ('Download it from kaggle.com/datasets/prashant268/chest-xray-covid19-pneumonia (licence not verified: research use) and put its folders COVID19, NORMAL and '
-          'PNEUMONIA, as they are or in train/ and test/, into covid_pneumonia_normal/ there.')
+_THREE = ('Download it from kaggle.com/datasets/prashant268/chest-xray-covid19-pneumonia (licence not verified: research use) and put its folders '
+          'COVID19, NORMAL and PNEUMONIA, as they are or in train/ and test/, into covid_pneumonia_normal/ there.')
 
 def _covid_pneumonia_normal(root: Path) -> pd.DataFrame:
     homes = find_homes(root, ('covid_pneumonia_normal', 'chest-xray-covid19-pneumonia', 'covid19-image-dataset', 'Covid19-dataset'))
@@ -75,8 +76,8 @@ def _covid_pneumonia_normal(root: Path) -> pd.DataFrame:
 CHEST += (Dataset('covid_pneumonia_normal', ('COVID-19', 'Normal', 'Pneumonia'), _covid_pneumonia_normal, _THREE),)
 
 # %% ../nbs/04b_chest.ipynb #e3eb3ff5
-_COHEN = ('Download it with: git clone https://github.com/ieee8023/covid-chestxray-dataset (each image has its own licence, in metadata.csv; cite Cohen 2020, '
-          'arXiv 2006.11988) and put the folder with metadata.csv there, as covid_chestxray/.')
+_COHEN = ('Download it with: git clone https://github.com/ieee8023/covid-chestxray-dataset (each image has its own licence, in metadata.csv; '
+          'cite Cohen 2020, arXiv 2006.11988) and put the folder with metadata.csv there, as covid_chestxray/.')
 
 def split_findings(
     text: str, # such as 'Pneumonia/Viral/COVID-19' or 'COVID-19, ARDS'
@@ -140,7 +141,8 @@ def _nih_cxr(root: Path) -> pd.DataFrame:
         stem = df.fn.str.split('.').str[0]
         df['split'] = np.where(stem.isin(lists['test']), 'test', 'train')
         lost = ~stem.isin(lists['test'] | lists.get('train', set(stem)))
-        if lost.any(): raise FrameError(f"{lost.sum()} images of {csv} stand neither in train_val_list.txt nor in test_list.txt, the first is {df.fn[lost].iloc[0]}.")
+        if lost.any():
+            raise FrameError(f'{lost.sum()} images of {csv} stand neither in train_val_list.txt nor in test_list.txt, the first is {df.fn[lost].iloc[0]}.')
     df['fn'] = match_files(df.fn.tolist(), list_files(home), csv)
     return df[['fn', 'group', *(o for o in ('split', 'age', 'sex', 'view') if o in df), *NIH]]
 
@@ -191,7 +193,8 @@ def convert_xrays(
 ) -> pd.DataFrame: # `fn`, `study`, `bad`: what is wrong, '' where nothing is; raises `DataError` where nothing could be read
     "Turn X-rays into grey PNGs, those that are not there yet."
     try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise DataError(f'{out} cannot be made ({e.strerror}); set ICH_DATA to a folder that you may write to, with a link to the download in it.') from e
+    except OSError as e:
+        raise DataError(f'{out} cannot be made ({e.strerror}); set ICH_DATA to a folder of your own, with a link to the download in it.') from e
     pngs = [out/f'{o}.png' for o in names]
     new = sum(not o.exists() for o in pngs)
     jobs = list(zip(map(Path, fns), pngs))
@@ -201,13 +204,14 @@ def convert_xrays(
     df.insert(0, 'fn', [str(o) for o in pngs])
     bad = df.bad != ''
     with atomic(out/'bad.csv') as part: pd.DataFrame(dict(file=fns, reason=df.bad))[bad].to_csv(part, index=False)
-    if bad.all(): raise DataError(f'None of {len(df)} DICOM files holds an X-ray that can be read; the first: {df.bad[0]}. All are listed in {out/"bad.csv"}.')
+    if bad.all():
+        raise DataError(f'None of {len(df)} DICOM files holds an X-ray that can be read; the first: {df.bad[0]}. All are listed in {out/"bad.csv"}.')
     if bad.any(): print(f'{bad.sum()} of {len(df)} DICOM files hold no X-ray that can be read and are left out: see {out/"bad.csv"}')
     return df
 
 # %% ../nbs/04b_chest.ipynb #79fed7ff
-_UNIFESP = ('Download it with a Kaggle account: kaggle competitions download -c unifesp-x-ray-body-part-classifier (terms of the competition), unpack it and put '
-            'train.csv and train/ into xray_body_parts/ there.')
+_UNIFESP = ('Download it with a Kaggle account: kaggle competitions download -c unifesp-x-ray-body-part-classifier (terms of the competition), '
+            'unpack it and put train.csv and train/ into xray_body_parts/ there.')
 
 def _xray_body_parts(root: Path) -> pd.DataFrame:
     found = find_table(find_homes(root, ('xray_body_parts', 'unifesp-x-ray-body-part-classifier')), ('train.csv', 'train*.csv'))
@@ -217,8 +221,11 @@ def _xray_body_parts(root: Path) -> pd.DataFrame:
     if df.isna().any(axis=None): raise FrameError(f'{csv} has rows without SOPInstanceUID or Target; download it again.')
     df = df.drop_duplicates(ignore_index=True)
     numbers = df.target.str.split()
-    odd = df[[not all(o.isdigit() and int(o) < len(PARTS) for o in some) for some in numbers] | ~df.sop.str.fullmatch(r'[0-9A-Za-z][\w.-]*') | df.sop.duplicated()]
-    if len(odd): raise FrameError(f'{csv} has {len(odd)} rows that name no part from 0 to {len(PARTS) - 1}, or an id twice or of another kind, the first is {odd.sop.iloc[0]}.')
+    none = numbers.map(lambda some: not all(o.isdigit() and int(o) < len(PARTS) for o in some))
+    odd = df.sop[none | ~df.sop.str.fullmatch(r'[0-9A-Za-z][\w.-]*') | df.sop.duplicated()]  # an id becomes the name of a file
+    if len(odd):
+        raise FrameError(f'{csv} has {len(odd)} rows that name no part from 0 to {len(PARTS) - 1}, or an id that is none or came before; '
+                         f'the first is {odd.iloc[0]}.')
     out = Path(root)/'xray_body_parts'/'png'
     files = [o for o in list_files(home, ('.dcm', '.dicom')) + list_files(home, IMAGES) if o.parent != out]
     dicoms = [o for o in files if o.suffix.lower() not in IMAGES]

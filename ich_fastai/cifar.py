@@ -117,7 +117,8 @@ def _table(box: Box, split: list[str], codes: dict, names: dict) -> pd.DataFrame
     for col, numbers in codes.items():
         if len(numbers) != len(df): raise DataError(f'{box.path} has {len(df)} images and {len(numbers)} labels; download it again.')
         numbers = np.asarray(numbers, int)
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(names[col]): raise DataError(f'{box.path} has labels from {numbers.min()} to {numbers.max()}, and {len(names[col])} names.')
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(names[col]):
+            raise DataError(f'{box.path} has labels from {numbers.min()} to {numbers.max()}, and {len(names[col])} names.')
         df[col] = np.asarray(names[col])[numbers]
     return df
 
@@ -147,7 +148,8 @@ def _read_binary(box: Box) -> tuple[np.ndarray, pd.DataFrame]|None:
         raw = dict(progress(box.read(list(at.values())), len(at), 'Reading CIFAR'))
         row = len(files) + 3072  # the labels stand before the pixels
         for o in parts:
-            if len(raw[at[o]]) % row or not raw[at[o]]: raise DataError(f'{box.path}: {o} has {len(raw[at[o]])} bytes, which is no multiple of {row}; download it again.')
+            n = len(raw[at[o]])
+            if n % row or not n: raise DataError(f'{box.path}: {o} has {n} bytes, which is no multiple of {row}; download it again.')
         rows = [np.frombuffer(raw[at[o]], np.uint8).reshape(-1, row) for o in parts]
         split = [s for o, px in zip(parts, rows) for s in ['test' if 'test' in o else 'train'] * len(px)]
         rows = np.concatenate(rows)
@@ -168,7 +170,8 @@ def _read_images(box: Box) -> tuple[np.ndarray, pd.DataFrame]|None:
             with Image.open(io.BytesIO(data)) as img:
                 if img.size != (32, 32): raise DataError(f'{box.path}: {name} has {img.size[0]} x {img.size[1]} pixels, not 32 x 32.')
                 pixels[row[name]] = np.asarray(img.convert('RGB'))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e: raise DataError(f'{box.path}: {name} is not whole, or is no image ({e}); download it again.') from e
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+            raise DataError(f'{box.path}: {name} is not whole, or is no image ({e}); download it again.') from e
     return pixels, pd.DataFrame(dict(split=['test' if o[0] else 'train' for o in found], label=[o[1] for o in found]))
 
 # %% ../nbs/04c_cifar.ipynb #ceeaf199
@@ -200,7 +203,8 @@ def load_pixels(
             home.mkdir(parents=True, exist_ok=True)
             with FileLock(home/'.lock'):  # two notebooks may ask for it at once
                 if not (home/FRAME).exists(): _write_pixels(home, boxes, name, root, where)
-        except OSError as e: raise DataError(f'{home} cannot be written to ({e.strerror}); set ICH_DATA to a folder of your own, with a link to the download in it.') from e
+        except OSError as e:
+            raise DataError(f'{home} cannot be written to ({e.strerror}); set ICH_DATA to a folder of your own, with a link to the download in it.') from e
     df = pd.read_parquet(home/FRAME)
     n = np.load(home/PIXELS, mmap_mode='r', allow_pickle=False).shape[0] if (home/PIXELS).exists() else 0
     if n != len(df): raise DataError(f'{home/PIXELS} has {n} images and {FRAME} has {len(df)} rows; delete both, and they are made anew.')
@@ -229,13 +233,16 @@ _TORONTO = 'Download the {} from www.cs.toronto.edu/~kriz/cifar.html (free use, 
 _WHERE = dict(
     cifar10=_TORONTO.format('python or binary version', 'cifar-10-python.tar.gz or cifar-10-binary.tar.gz', 'cifar10'),
     cifar100=_TORONTO.format('python or binary version', 'cifar-100-python.tar.gz or cifar-100-binary.tar.gz', 'cifar100'),
-    cifar10_jpg='Download CIFAR-10 as lossy JPEG files (free use, cite Krizhevsky 2009), train/<class>/*.jpg and test/<class>/*.jpg, and put cifar10_jpg.tar.xz, or the two '
-                'folders, into cifar10_jpg/ there. For the images themselves see cifar10.')
+    cifar10_jpg='Download CIFAR-10 as lossy JPEG files (free use, cite Krizhevsky 2009), train/<class>/*.jpg and test/<class>/*.jpg, and put '
+                'cifar10_jpg.tar.xz, or the two folders, into cifar10_jpg/ there. For the images themselves see cifar10.')
 
-def _loose(name: str) -> tuple: return f'{name}-batches-py', f'{name}-python', f'{name}-python.tar.gz', f'{name}-batches-bin', f'{name}-binary', f'{name}-binary.tar.gz'
+def _entry(name: str, vocab: tuple, folders: tuple = (), loose: tuple = ()) -> Dataset:
+    return Dataset(name, vocab, partial(load_pixels, name=name, where=_WHERE[name], folders=folders, loose=loose), _WHERE[name])
+
+def _loose(name: str) -> tuple: return tuple(name + o for o in ('-batches-py', '-python', '-python.tar.gz', '-batches-bin', '-binary', '-binary.tar.gz'))
 
 CIFAR = (
-    Dataset('cifar10', CIFAR10, partial(load_pixels, name='cifar10', where=_WHERE['cifar10'], folders=('cifar10-python',), loose=_loose('cifar-10')), _WHERE['cifar10']),
-    Dataset('cifar100', (), partial(load_pixels, name='cifar100', where=_WHERE['cifar100'], loose=_loose('cifar-100')), _WHERE['cifar100']),
-    Dataset('cifar10_jpg', CIFAR10, partial(load_pixels, name='cifar10_jpg', where=_WHERE['cifar10_jpg'], loose=('cifar10_jpg.tar.xz',)), _WHERE['cifar10_jpg']),
+    _entry('cifar10', CIFAR10, folders=('cifar10-python',), loose=_loose('cifar-10')),
+    _entry('cifar100', (), loose=_loose('cifar-100')),
+    _entry('cifar10_jpg', CIFAR10, loose=('cifar10_jpg.tar.xz',)),
 )

@@ -250,7 +250,8 @@ def near_duplicates(
     kept = np.flatnonzero(~plain)  # blank pictures all look the same
     codes = None if sides is None else pd.factorize(pd.Series(list(sides)))[0][kept]
     found, used = near_hashes(bits[kept], distance, codes, most)
-    if used < distance: warnings.warn(f'More than {most:,} pairs of pictures differ in at most {distance} of 256 bits: only those within {used} bits were compared.')
+    if used < distance:
+        warnings.warn(f'More than {most:,} pairs of pictures differ in at most {distance} of 256 bits: only those within {used} bits were compared.')
     pairs = found[np.lexsort((found[:, 1], found[:, 0]))]
     rows = [(fns[kept[a]], fns[kept[b]], int(d), likeness(show(kept[a]), show(kept[b])))
             for a, b, d in progress(pairs, len(pairs), 'Comparing candidates')]

@@ -85,7 +85,7 @@ def test_join_is_by_id_not_by_order():
 
 def test_every_loader_says_where_to_get_it(tmp_path):
     for name in (o.name for o in datasets.values() if o.kind == 'real'):
-        with pytest.raises(DataError, match='kaggle'): load_dataset(name, tmp_path)
+        with pytest.raises(DataError, match='Download .*ICH_DATA'): load_dataset(name, tmp_path)
 
 
 def test_cleaned_folder(cleaned):
