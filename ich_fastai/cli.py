@@ -51,12 +51,12 @@ def _audit(a) -> int:
     from ich_fastai.datasets import frame_vocab, load_dataset
     from ich_fastai.frames import audit_leakage
     df = load_dataset(a.data)
-    found = audit_leakage(df)
-    counted = df.groupby('split')[frame_vocab(df)].sum().astype(int)
+    found = audit_leakage(df, near=a.near)
+    counted = df.groupby(['split', 'label']).size().unstack(fill_value=0) if 'label' in df else df.groupby('split')[frame_vocab(df)].sum().astype(int)
     counted.insert(0, 'images', df.split.value_counts())
     counted.insert(1, 'patients', df.groupby('split').group.nunique())
     print(counted.to_string())
-    for what in 'groups', 'studies', 'series', 'same_file':
+    for what in 'groups', 'studies', 'series', 'same_file', 'near_same':
         if found.get(what): print(f'LEAK: {len(found[what])} {what} on two sides of the split, the first: {found[what][0]}')
     print('Patients leak: no figure of this split can be believed.' if found['leaks'] else
           f"No leak: no patient, study or series stands on two sides, and none of {found['files_compared']} files is there twice.")
@@ -152,6 +152,7 @@ def parser() -> argparse.ArgumentParser: # of the whole command
 
     c = command('audit', _audit, 'labels, split and leaks of a data set; exit status 1 where patients leak')
     c.add_argument('data', metavar='DATA', help='name of a data set, cleaned folder, or frame file')
+    c.add_argument('--near', action='store_true', help='look for shifted and re-encoded copies too')
 
     c = command('train', _train, 'train a network and measure it on held-out patients')
     c.add_argument('task', choices=['binary', 'multilabel', 'multiclass'])

@@ -234,7 +234,7 @@ def likeness(
 def near_duplicates(
     fns: Sequence[str|os.PathLike], # pictures, or planes of a cache
     distance: int = 48, # bits of 256 in which the hashes of a candidate pair may differ
-    alike: float = .97, # the least correlation of the fine detail of a pair
+    alike: float|None = None, # the least correlation of the fine detail of a pair; None takes .97, and .7 for pictures of 32 pixels and less
     sides: Sequence|None = None, # of the split, one a picture: only pairs on two sides are then looked for
     most: int = 20_000, # candidates that are compared, 2 ms each; where there are more, `distance` is lowered, with a warning
 ) -> pd.DataFrame: # a row a pair, most alike first: `a` and `b` as in `fns`, `distance`, `alike`; raises `DataError`
@@ -253,15 +253,17 @@ def near_duplicates(
     if used < distance:
         warnings.warn(f'More than {most:,} pairs of pictures differ in at most {distance} of 256 bits: only those within {used} bits were compared.')
     pairs = found[np.lexsort((found[:, 1], found[:, 0]))]
-    rows = [(fns[kept[a]], fns[kept[b]], int(d), likeness(show(kept[a]), show(kept[b])))
-            for a, b, d in progress(pairs, len(pairs), 'Comparing candidates')]
-    df = pd.DataFrame(rows, columns=['a', 'b', 'distance', 'alike'])
-    return df[df.alike >= alike].sort_values('alike', ascending=False, kind='stable').reset_index(drop=True)
+    rows = []
+    for a, b, d in progress(pairs, len(pairs), 'Comparing candidates'):
+        a, b = kept[a], kept[b]
+        least = alike if alike is not None else .7 if max(*show(a).shape, *show(b).shape) <= 32 else .97
+        if (same := likeness(show(a), show(b))) >= least: rows.append((fns[a], fns[b], int(d), same))
+    return pd.DataFrame(rows, columns=['a', 'b', 'distance', 'alike']).sort_values('alike', ascending=False, kind='stable').reset_index(drop=True)
 
-# %% ../nbs/03_frames.ipynb #fd00bb29
-def _content(fn: Path) -> str|None:
+# %% ../nbs/03_frames.ipynb #cbd69901
+def _content(fn: Path, open: Callable) -> str|None:
     "Hash of a picture, or of a plane such as `hu.npy/000012`; None where there is no such file."
-    if split_plane(fn) and fn.parent.is_file(): return hashlib.sha256(np.ascontiguousarray(read_plane(fn))).hexdigest()
+    if split_plane(fn) and fn.parent.is_file(): return hashlib.sha256(np.ascontiguousarray(read_plane(fn, open))).hexdigest()
     return sha256(fn) if fn.is_file() else None
 
 def audit_leakage(
@@ -273,7 +275,8 @@ def audit_leakage(
     res = {}
     for col, name in ('group', 'groups'), ('study', 'studies'), ('series', 'series'):
         if col in df: res[name] = sorted(df.groupby(col).split.nunique().loc[lambda o: o > 1].index.astype(str))
-    hashes = pd.Series([_content(Path(root or '', o)) for o in df.fn], df.index)
+    open = functools.cache(open_planes)  # a set of tiny pictures is one file
+    hashes = pd.Series([_content(Path(root or '', o), open) for o in df.fn], df.index)
     twice = df.assign(h=hashes).dropna(subset='h').groupby('h').filter(lambda o: o.split.nunique() > 1)
     res['same_file'] = [sorted(o.fn.astype(str)) for _, o in twice.groupby('h')]
     res['files_compared'] = int(hashes.notna().sum())

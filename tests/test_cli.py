@@ -61,3 +61,20 @@ def test_audit_finds_a_leak(cleaned, tmp_path):
     df.to_parquet(tmp_path/'leak.parquet')
     r = ich('audit', tmp_path/'leak.parquet')
     assert r.returncode == 1 and 'LEAK' in r.stdout
+
+
+def test_audit_of_classes_and_near_copies(cleaned, tmp_path):
+    import numpy as np
+    import pandas as pd
+    from ich_fastai.datasets import open_dataset
+    from PIL import Image
+    fns = open_dataset(cleaned).frame.groupby('group').fn.nth(4).tolist()
+    moved = np.roll(np.asarray(Image.open(fns[0])), 2, axis=1)
+    Image.fromarray(moved).save(tmp_path/'copy.png')
+    n = len(fns)
+    pd.DataFrame(dict(fn=[*fns, str(tmp_path/'copy.png')], group=range(n + 1), label=['a', 'b'] * (n // 2) + ['a'],
+                      split=['train'] * (n - 2) + ['valid'] * 2 + ['test'])).to_csv(tmp_path/'f.csv', index=False)
+    r = ich('audit', tmp_path/'f.csv')
+    assert r.returncode == 0 and 'No leak' in r.stdout, r.stdout + r.stderr
+    r = ich('audit', tmp_path/'f.csv', '--near')
+    assert r.returncode == 1 and '1 near_same' in r.stdout and 'copy.png' in r.stdout, r.stdout + r.stderr
