@@ -66,7 +66,7 @@ results: $(STAMP)
 	$(BIN)/python -c "from ich_fastai.results import write_results; print(write_results())"
 
 docs: $(STAMP)
-	$(BIN)/jupyter nbconvert --log-level WARN --to html nbs/*.ipynb nbs/studies/*.ipynb --output-dir _docs
+	$(BIN)/jupyter nbconvert --log-level WARN --to html nbs/*.ipynb nbs/studies/*.ipynb nbs/teaching/*.ipynb --output-dir _docs
 	cp -r nbs/images _docs/
 	@echo 'The pages are in _docs; begin with _docs/index.html'
 

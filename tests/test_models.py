@@ -25,13 +25,7 @@ REAL = Path(os.environ.get('ICH_REAL_DATA') or Path(__file__).parents[2]/'shared
 TIMM = ['test_resnet', 'test_efficientnet', 'test_vit', 'test_convnext']  # tiny ones, of four families
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Nets this small only wait for each other's threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 @pytest.fixture(autouse=True)

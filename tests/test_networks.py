@@ -20,13 +20,7 @@ from ich_fastai.networks import NETWORKS, lenet5, mobile_short
 PETS = ('cat', 'dog', 'fox')
 
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "Nets this small only wait for each other's threads."
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 
 def conv(n, m, l, k): return (n*m*l + 1)*k  # the lecture's formula
