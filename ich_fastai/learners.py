@@ -217,6 +217,7 @@ def fit_schedule(
 ) -> None: # raises `IchError` for another name
     "Fit with the learning rate going its way."
     plan = choose(schedule, SCHEDULES, 'schedule')
+    if learn.opt is None: learn.create_opt()
     learn.opt.set_hyper('lr', rates)
     if plan is None and 'mom' in learn.opt.hypers[0]: return learn.fit_one_cycle(epochs, rates, cbs=cbs, **kwargs)
     top = np.array([o['lr'] for o in learn.opt.hypers])

@@ -81,7 +81,7 @@ mobile_cifar = partial(mobile_short, blocks=CIFAR_BLOCKS)
 FAST_BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 3, 1), (6, 96, 1, 1))
 mobile_fast = partial(mobile_short, blocks=FAST_BLOCKS)
 mobile_half = partial(mobile_short, stem=2)
-LEAN_BLOCKS = ((1, 24, 1, 2), (4, 32, 2, 1), (4, 64, 4, 2), (4, 96, 3, 1))
+LEAN_BLOCKS = ((1, 16, 1, 2), (4, 32, 2, 1), (4, 64, 4, 2), (6, 112, 3, 2))
 mobile_lean = partial(mobile_short, blocks=LEAN_BLOCKS)
 
 # %% ../nbs/06a_networks.ipynb #a3c5f5c5

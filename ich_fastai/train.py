@@ -50,10 +50,11 @@ def _train(task: str, args: dict) -> Run:
     except IchError:
         if not state: run.path.rmdir()  # nothing has begun
         raise
-    keeper = KeepRun(run.path, a.keep)
+    keeper, before = KeepRun(run.path, a.keep), 0.
     if state:
         learn.model.load_state_dict(state['model'])
         keeper.rows, keeper.best = pd.read_csv(run.path/'log.csv').to_dict('records'), state['best']
+        before = sum(o['seconds'] for o in keeper.rows)  # of the epochs that were done before the run was interrupted
     run.record |= dict(function=f'train_{task}', date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), status='running',
                        data=dict(name=opened.name, hash=opened.hash, split=kind, vocab=list(vocab), **_sizes(df)), data_kind=opened.kind,
                        environment=environment(learn.dls.device), stages=stages, batch=learn.dls.bs,
@@ -72,7 +73,7 @@ def _train(task: str, args: dict) -> Run:
     if a.tta:
         card = judge(predict_frame(learn, side, vocab, tta=a.tta))
         run.record['tta'] = dict(passes=a.tta, overall=card['overall']) | (dict(classes=card['classes']['overall']) if 'classes' in card else {})
-    run.record |= dict(status='done', lr=lr, best_valid_loss=keeper.best, memory_mb=watch(), seconds=round(time.monotonic() - begin, 1))
+    run.record |= dict(status='done', lr=lr, best_valid_loss=keeper.best, memory_mb=watch(), seconds=round(time.monotonic() - begin + before, 1))
     save_run(run)
     (run.path/'state.pth').unlink(missing_ok=True)
     return run
