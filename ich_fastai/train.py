@@ -64,6 +64,7 @@ def _train(task: str, args: dict) -> Run:
     except KeyboardInterrupt as e:
         run.record['status'] = 'interrupted'
         save_run(run)
+        if not (run.path/'state.pth').exists(): raise KeyboardInterrupt('Stopped before the first epoch was through; there is nothing to go on from.') from e
         raise KeyboardInterrupt(f'Stopped after {len(keeper.rows)} epochs; nothing of them is lost. Go on with resume={run.id}') from e
     load_weights(learn.model, run.path/'model.safetensors')
     run.learn, run.log = learn, pd.DataFrame(keeper.rows)

@@ -78,6 +78,16 @@ def test_ctrl_c_and_resume(cleaned, tmp_path):
         train_binary(str(cleaned), results=tmp_path, resume=left.id, arch='resnet10_narrow', weights='none', sizes=(32,), epochs=12, lr=.003)
 
 
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for children')
+def test_ctrl_c_before_anything_is_saved(cleaned, tmp_path):
+    args = ['train', 'binary', str(cleaned), '--arch', 'resnet18', '--weights', 'none', '--sizes', '256', '--epochs', '1', '--lr', '0.003', '--results', str(tmp_path)]
+    p = subprocess.Popen(CLI + args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(tmp_path.glob('runs/*/run.json')) and p.poll() is None: time.sleep(.02)
+    os.killpg(p.pid, signal.SIGINT)
+    err = p.communicate()[1]
+    assert p.returncode == 1 and 'nothing to go on from' in err and 'resume=' not in err, err
+
+
 def test_cross_validation_holds_every_image_out_once(cleaned, tmp_path):
     cv = cross_validate(train_binary, cleaned, folds=3, repeats=2, valid=.2, results=tmp_path, **QUICK)
     assert cv.preds.groupby('fn').size().eq(2).all()
