@@ -46,7 +46,7 @@ def measure(
     n: int = 1000, # bootstrap resamples of patients
 ) -> dict: # `metrics.report_card` of the test side (or of `valid` where there is none), `on`, and `operating`
     "Measure predictions on patients that nothing was chosen by."
-    on = 'test' if (preds.split == 'test').any() else 'valid'
+    on = _measured_on(preds)
     card = dict(on=on, **_card(preds[preds.split == on], vocab, thresh, n, prior))
     choose = preds[preds.split == 'valid']
     points = {}
@@ -58,6 +58,8 @@ def measure(
     card['operating'] = {o: dict(threshold=t, chosen_on='valid', wanted_sensitivity=sensitivity, **{k: at['labels'][o][k] for k in keys})
                          for o, t in points.items()}
     return card
+
+def _measured_on(preds: pd.DataFrame) -> str: return 'test' if (preds.split == 'test').any() else 'valid'
 
 def _card(preds, vocab, thresh, n, prior) -> dict:
     y, p = (preds[[f'{k}_{o}' for o in vocab]].to_numpy(float) for k in 'yp')
@@ -71,8 +73,9 @@ def measure_classes(
     n: int = 1000, # bootstrap resamples of patients
 ) -> dict: # as `measure` but without operating points, and `classes`, see `classes.class_report`; of more than 20 classes no figures of single ones, which would fill a record
     "Measure predictions of one of several classes: each against the rest, and all together."
-    card = measure(preds, vocab, n=n) | dict(operating={})  # the highest probability is the answer: no thresholds
-    on = preds[preds.split == card['on']]
+    side = _measured_on(preds)
+    on = preds[preds.split == side]
+    card = dict(on=side, **_card(on, vocab, .5, n, None), operating={})  # the highest probability is the answer: no thresholds
     y, p = (on[[f'{k}_{o}' for o in vocab]].to_numpy(float) for k in 'yp')
     card['classes'] = class_report(y.argmax(1), p, vocab, on.group.to_numpy(), n=n, common=common)
     if len(vocab) > 20: card |= dict(labels={}, classes=dict(overall=card['classes']['overall']))

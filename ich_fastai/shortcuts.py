@@ -18,7 +18,7 @@ import pandas as pd
 
 from .core import FrameError, atomic, choose, progress
 from .metrics import interval, rank_stats, rank_tables, resamples, wilson
-from .probe import linear_probe
+from .probe import linear_probe, straight_line
 from .reader import read_image
 
 # %% ../nbs/09h_shortcuts.ipynb #c03db1e0
@@ -203,10 +203,7 @@ def cross_source(
     c: float = 1e-3, # of the logistic regression, see `probe.linear_probe`
 ) -> pd.DataFrame: # held-out predictions: `trained_on, <by>, seed, fold, group, p_<label>, y_<label>`; raises `FrameError`
     "Train on each source, measure on every source, patients held out."
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
     if len(x) != len(df): raise FrameError(f'There are features of {len(x)} images and {len(df)} rows; take them from the same frame.')
     rows = (df[by].notna() & df[label].notna()).to_numpy()
     x, source, y, group = np.asarray(x)[rows], df.loc[rows, by].astype(str).to_numpy(), df.loc[rows, label].to_numpy(int), df.loc[rows, 'group'].to_numpy()
@@ -217,7 +214,7 @@ def cross_source(
         for fold, (train, test) in enumerate(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, strata, group)):
             for o in home:
                 own = train[source[train] == o]
-                model = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(x[own], y[own])
+                model = straight_line(c).fit(x[own], y[own])
                 found.append(pd.DataFrame({'trained_on': o, by: source[test], 'seed': seed, 'fold': fold, 'group': group[test],
                                            f'p_{label}': model.predict_proba(x[test])[:, 1], f'y_{label}': y[test]}))
     return pd.concat(found, ignore_index=True)
