@@ -153,16 +153,18 @@ def progress(
             print(f'{desc}: {i} of {total}, about {left:.0f} s left', file=sys.stderr, flush=True)
     if total: print(f'{desc}: {total} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
 
-# %% ../nbs/00_core.ipynb #6144b6ed
+# %% ../nbs/00_core.ipynb #59e096cf
 @functools.cache
 def keep_freed_memory(
-    n: int = 32 << 20, # bytes that a process may keep, 32 MB at most
+    n: int = 32 << 20, # bytes that a process may keep, below 2 GB
+    shared: bool = False, # all threads take from one place, so that one may use what another freed
 ) -> bool: # whether the C library has such a setting
     "Let this process keep memory that it frees, instead of asking the system for it again with every image."
     if sys.platform != 'linux': return False
     import ctypes
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # musl has none
-    return bool(mallopt and mallopt(-1, n) and mallopt(-3, n))  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    wanted = {-1: n, -3: min(n, 32 << 20)} | ({-8: 1} if shared else {})  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD (32 MB at most), M_ARENA_MAX
+    return bool(mallopt and all(mallopt(k, v) for k, v in wanted.items()))
 
 # %% ../nbs/00_core.ipynb #b5652320
 def n_cpus() -> int: # at least 1

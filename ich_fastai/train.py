@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train_binary', 'train_multilabel', 'train_multiclass', 'cross_validate']
 
-# %% ../nbs/10_train.ipynb #ed7c3fb6
+# %% ../nbs/10_train.ipynb #550c3167
 import datetime
 import os
 import sys
@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from fastai.torch_core import set_seed
 
-from .core import IchError
+from .core import IchError, keep_freed_memory
 from .data import image_kind, make_dls
 from .datasets import Opened, open_dataset
 from .frames import split_by_patient
@@ -29,7 +29,7 @@ from .models import find_arch, load_weights
 from .runs import Run, environment, load_run, new_run, overall_accuracy, save_run
 from .tasks import TASKS, task_rows
 
-# %% ../nbs/10_train.ipynb #1d18ea51
+# %% ../nbs/10_train.ipynb #94959b89
 def _train(task: str, args: dict) -> Run:
     "Train, measure and record; `args` are the bound arguments of one of the public functions."
     begin = time.monotonic()
@@ -42,6 +42,7 @@ def _train(task: str, args: dict) -> Run:
     stages = plan_stages(a.sizes, a.epochs, 0 if a.weights == 'none' else a.freeze_epochs)
     run, state = _begin(task, args, opened, a)
     watch = _watch_memory()
+    if not torch.cuda.is_available(): keep_freed_memory(2**31 - 1, True)
     set_seed(a.seed, reproducible=True)
 
     def make(size: int): return make_dls(df, block(vocab, size=size, tfms=a.tfms, image=image_kind(df)), a.bs or arch.bs, a.num_workers)
