@@ -22,7 +22,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('dev', 'bench')},
+    extras_require={o: cfg[f'{o}_requirements'].split() for o in ('app', 'bench', 'dev', 'dicom')},
     entry_points={'console_scripts': cfg['console_scripts'].split('\n')},
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research',
                  'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Medical Science Apps.'],

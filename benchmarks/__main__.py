@@ -15,7 +15,7 @@ from ich_fastai.runs import git_state
 
 from .common import RESULTS, MissingPeer, machine, one_thread
 
-PARTS = 'cleaning', 'metadata', 'loaders', 'workers'
+PARTS = 'cleaning', 'metadata', 'loaders', 'workers', 'predicting'
 
 def arguments() -> argparse.Namespace:
     "What was asked for."

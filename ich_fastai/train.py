@@ -29,7 +29,7 @@ from .models import find_arch, load_weights
 from .runs import Run, environment, load_run, new_run, overall_accuracy, save_run
 from .tasks import TASKS, task_rows
 
-# %% ../nbs/10_train.ipynb #94959b89
+# %% ../nbs/10_train.ipynb #0ef2581e
 def _train(task: str, args: dict) -> Run:
     "Train, measure and record; `args` are the bound arguments of one of the public functions."
     begin = time.monotonic()
@@ -73,7 +73,9 @@ def _train(task: str, args: dict) -> Run:
     run.preds = predict_frame(learn, side, vocab)
     run.metrics = judge(run.preds)
     if a.tta:
-        card = judge(predict_frame(learn, side, vocab, tta=a.tta))
+        averaged = predict_frame(learn, side, vocab, tta=a.tta)
+        run.preds = run.preds.assign(**{f'tta_{o}': averaged[f'p_{o}'] for o in vocab})
+        card = judge(averaged)
         run.record['tta'] = dict(passes=a.tta, overall=card['overall']) | (dict(classes=card['classes']['overall']) if 'classes' in card else {})
     run.record |= dict(status='done', lr=lr, best_valid_loss=keeper.best, memory_mb=watch(), seconds=round(time.monotonic() - begin + before, 1))
     save_run(run)
@@ -205,7 +207,7 @@ def train_multiclass(
     "Train one of several classes, measure each against the rest on held-out patients, record the run."
     return _train('multiclass', dict(locals()))
 
-# %% ../nbs/10_train.ipynb #b465f85f
+# %% ../nbs/10_train.ipynb #0b5a885e
 def cross_validate(
     train_fn: Callable, # `train_binary`, `train_multilabel` or `train_multiclass`
     data: str|os.PathLike|pd.DataFrame, # as for `train_fn`
@@ -239,12 +241,19 @@ def cross_validate(
     vocab = runs[0].record['data']['vocab']
     each = [dict(repeat=o.repeat.iloc[0], fold=o.fold.iloc[0], n=len(o), accuracy=overall_accuracy(run.metrics)[0],
                  auc=run.metrics['overall']['mean_auc'], run=run.id) for o, run in zip(pooled, runs)]
-    figures = pd.DataFrame(each)
-    card = measure_classes(cv.preds, vocab) if 'label' in df else measure(cv.preds, vocab, thresh=kwargs.get('thresh', .5))
-    cv.metrics = dict(card, on='held-out folds', folds=each,
-                      over_folds={f'{k}_{f}': getattr(figures[k], f)() for k in ('accuracy', 'auc') for f in ('mean', 'std', 'min', 'max')})
+    def judge(preds): return measure_classes(preds, vocab) if 'label' in df else measure(preds, vocab, thresh=kwargs.get('thresh', .5))
+    cv.metrics = dict(judge(cv.preds), on='held-out folds', folds=each, over_folds=_over_folds(each))
     cv.record = dict(function='cross_validate', date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), status='done',
                      data=dict(name=opened.name, hash=opened.hash, split=f'{folds} stratified folds by patient', vocab=vocab), data_kind=opened.kind,
                      environment=runs[0].record['environment'], runs=[o.id for o in runs], seconds=round(time.monotonic() - begin, 1))
+    if kwargs.get('tta'):
+        card, found = judge(cv.preds.assign(**{f'p_{o}': cv.preds[f'tta_{o}'] for o in vocab})), [o.record['tta'] for o in runs]
+        again = [o | dict(accuracy=t['classes']['accuracy'] if 'classes' in t else t['overall']['accuracy_multi'], auc=t['overall']['mean_auc']) for o, t in zip(each, found)]
+        cv.record['tta'] = dict(passes=kwargs['tta'], overall=card['overall'], labels=card['labels'], folds=again, over_folds=_over_folds(again))
     save_run(cv)
     return cv
+
+def _over_folds(folds: list[dict]) -> dict:
+    "What single folds measured, in short."
+    figures = pd.DataFrame(folds)
+    return {f'{k}_{f}': getattr(figures[k], f)() for k in ('accuracy', 'auc') for f in ('mean', 'std', 'min', 'max')}

@@ -11,7 +11,8 @@ NAMES = dict(
     clean='metadata_frame clean_dicoms', frames='rsna_labels check_frame split_by_patient split_by_slice audit_leakage',
     datasets='datasets load_dataset', data='binary_block multilabel_block multiclass_block ich_tfms', models='archs create_model',
     metrics='accuracy_multi rsna_log_loss auc_ci report_card', runs='load_run runs_table',
-    train='train_binary train_multilabel train_multiclass cross_validate', report='write_report')
+    train='train_binary train_multilabel train_multiclass cross_validate', report='write_report',
+    explain='grad_cam', export='export_run', infer='load_model predict_study')
 
 
 @pytest.mark.parametrize('module', NAMES)
@@ -36,7 +37,7 @@ def test_signatures():
     assert {'train_fn', 'data', 'folds', 'repeats'} <= set(defaults(cross_validate))
 
 
-@pytest.mark.parametrize('module', 'core dicom source frames clean phantom metrics runs cli'.split())
+@pytest.mark.parametrize('module', 'core dicom source frames clean phantom metrics runs cli pixels rules modelfolder infer dicomout answer app'.split())
 def test_no_torch(module):
     "Reading, cleaning and measuring must not load torch."
     code = f"import sys, ich_fastai.{module}; sys.exit('torch' in sys.modules or 'fastai' in sys.modules)"
