@@ -54,7 +54,7 @@ def source_headers(
         found[name] = ds
     return found
 
-# %% ../nbs/13j_dicomout.ipynb #f14b93e8
+# %% ../nbs/13j_dicomout.ipynb #4ccff3e9
 def write_sr(
     model: Model, # that answered
     study: dict, # one of `studies` of the answer
@@ -76,14 +76,14 @@ def write_sr(
         answered = sorted((o for o in study['slices'] if label in o and o['file'] in headers), key=lambda o: -o[label])[:3]
         code = codes.SCT.IntracranialHemorrhage if label == 'any' else hd.sr.CodedConcept(re.sub(r'\W', '_', label)[:16], '99ICH', _CODES.get(label, label)[:64])
         band = []
-        if label == ((a['study'] or {}).get('triage') or {}).get('label'):
+        if model.triage and label == model.triage['label']:
             band = [hd.sr.QualitativeEvaluation(hd.sr.CodedConcept('TRIAGE', '99ICH', 'Triage band of a research network'), hd.sr.CodedConcept(study['triage'].upper().replace(' ', '_'), '99ICH', study['triage']))]
         groups.append(hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(entropy_srcs=[*seed, label]), identifier=label), finding_type=code, algorithm_id=algorithm, qualitative_evaluations=band or None,
             measurements=[hd.sr.Measurement(codes.DCM.Probability, round(float(p), 4), hd.sr.CodedConcept('1', 'UCUM', 'no units'))],
             source_images=[hd.sr.SourceImageForMeasurementGroup(headers[o['file']].SOPClassUID, headers[o['file']].SOPInstanceUID) for o in answered]))
     device = hd.sr.DeviceObserverIdentifyingAttributes(uid=generate_uid(entropy_srcs=seed + ['device']), name='ich_fastai', manufacturer_name='ich_fastai (research software)', model_name=a['arch'])
-    content = hd.sr.MeasurementReport(hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device)), codes.cid100.CTHead if hasattr(codes.cid100, 'CTHead') else hd.sr.CodedConcept('CTHEAD', '99ICH', 'CT of head'), groups,
+    content = hd.sr.MeasurementReport(hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device)), hd.sr.CodedConcept('CTHEAD', '99ICH', 'CT of head'), groups,
                                        title=codes.cid7021.ImagingMeasurementReport, referenced_images=library)
     sr = hd.sr.ComprehensiveSR(list(headers.values()), content, generate_uid(entropy_srcs=seed + ['series']), number, generate_uid(entropy_srcs=seed + ['instance']), 1, manufacturer='ich_fastai', is_complete=True,
                                content_qualification='RESEARCH', series_description=MARK, manufacturer_model_name=a['arch'], software_versions=__version__, device_serial_number=a['weights']['model.onnx'][:16])
@@ -99,7 +99,7 @@ def _save(ds, out) -> Path:
     with atomic(out) as part: ds.save_as(part, enforce_file_format=True)
     return Path(out)
 
-# %% ../nbs/13j_dicomout.ipynb #c132e4a2
+# %% ../nbs/13j_dicomout.ipynb #6104161d
 def write_sc(
     model: Model, # that answered
     study: dict, # one of `studies` of the answer
@@ -113,8 +113,7 @@ def write_sc(
     hd = _highdicom()
     from pydicom.dataset import Dataset
     from pydicom.uid import generate_uid
-    a = model.about
-    label = model.label
+    a, label = model.about, model.label
     by_sop, made = {o.row['sop']: o for o in slices if o.p is not None}, []
     answered = sorted((o for o in study['slices'] if label in o and o['file'] in headers), key=lambda o: -o[label])[:top]
     for i, o in enumerate(answered):

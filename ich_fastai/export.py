@@ -6,7 +6,7 @@
 __all__ = ['AGREE', 'SETTINGS', 'FROM_RECORD', 'Whole', 'Head', 'write_onnx', 'export_run', 'clean_settings', 'pictures_of',
            'learner_from']
 
-# %% ../nbs/13i_export.ipynb #9cc2cf5e
+# %% ../nbs/13i_export.ipynb #809d8329
 import logging
 import os
 import shutil
@@ -28,15 +28,14 @@ from .clean import load_manifest
 from .core import DataError, IchError, plain, read_json, sha256, write_json
 from .data import image_kind, make_dls
 from .datasets import Opened, open_dataset
-from .infer import Model, load_model, plane_picture, rgb_picture
+from .infer import Model, plane_picture, rgb_picture
 from .loader import HUWindows
-from .metrics import auc
 from .modelfolder import FORMAT, KNOWN, ModelFolder, digest, read_folder
 from .models import load_weights
 from .pixels import read_image
 from .planes import read_plane
 from .runs import Run, load_run
-from .scans import SERIES, fit_study, usual_ranges
+from .scans import SERIES, fit_study, mean_auc, usual_ranges
 from .tasks import TASKS
 
 # %% ../nbs/13i_export.ipynb #bf3a654d
@@ -84,7 +83,7 @@ def write_onnx(
     for o in made.model.graph: o.metadata_props.clear()  # names of files and folders on this machine
     made.save(str(fn), external_data=False)
 
-# %% ../nbs/13i_export.ipynb #1400b8c6
+# %% ../nbs/13i_export.ipynb #8da95cff
 AGREE = 1e-4 # by which a probability may differ
 
 def export_run(
@@ -102,7 +101,8 @@ def export_run(
     if data is None and run.args['data'] == 'frame': raise IchError(f'{run.id} was trained on a frame in memory; write it to a file and name that with data=.')
     opened = open_dataset(data if data is not None else run.args['data'])
     if opened.hash != run.record['data']['hash']: raise IchError(f"The data set {opened.name} is not the one that {run.id} was trained with (its hash is {opened.hash}, not {run.record['data']['hash']}); name that one.")
-    preds, about = _located(run, opened), _about(run, opened)
+    preds, made = _located(run, opened), clean_settings(opened)
+    about = _about(run, opened, made)
     out.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent))
     try:
@@ -113,7 +113,7 @@ def export_run(
         _write_networks(learn, run, about, tmp)
         about['agreement'] = _compare(learn, preds, about, tmp, check)
         if int8: about['int8'], preds = _make_int8(opened, preds, about, tmp)
-        _add_scans(run, opened, preds, about)
+        _add_scans(run, opened, made, preds, about)
         about['weights'] = {o.name: sha256(o) for o in sorted(tmp.iterdir()) if o.suffix in ('.onnx', '.safetensors')}
         write_json(tmp/'pipeline.json', about | dict(digest=digest(plain(about))))
         (tmp/'card.md').write_text(model_card(run, read_folder(tmp).about), encoding='utf-8')
@@ -149,16 +149,16 @@ def clean_settings(
         if set(SETTINGS) <= set(made): return home, {k: made[k] for k in SETTINGS}
     return None
 
-def _about(run: Run, opened: Opened) -> dict:
+def _about(run: Run, opened: Opened, made) -> dict: # made: see `clean_settings`
     "What pipeline.json says before anything was fitted."
-    made, size = clean_settings(opened), run.args['sizes'][-1]
+    size = run.args['sizes'][-1]
     given = dict(kind='picture' if made is None else made[1]['format'], size=size, clean=None if made is None else made[1])
     return dict(format=FORMAT, task=run.task, vocab=list(run.record['data']['vocab']), exclusive=run.task != 'multilabel', arch=run.args['arch'], run=run.id, ich_fastai=__version__,
                 data=dict(name=opened.name, hash=opened.hash, split=run.record['data']['split'], kind=run.record['data_kind']), input=given, study=None, usual=None, weights={})
 
-def _add_scans(run: Run, opened: Opened, preds: pd.DataFrame, about: dict) -> None:
+def _add_scans(run: Run, opened: Opened, made, preds: pd.DataFrame, about: dict) -> None:
     "Fit what is said of a whole scan, or say why nothing can be; and what scans were usual."
-    made, why = clean_settings(opened), ''
+    why = ''
     if made is None: why = 'it was trained on pictures, not on scans'
     elif run.task == 'multiclass': why = 'its classes exclude each other in a slice, and a scan can have several'
     elif run.args.get('only_bleeds') and 'any' in opened.frame and 'any' not in about['vocab']: why = 'it was trained on slices with a bleed only, and tells which bleed it is, not whether there is one'
@@ -167,12 +167,16 @@ def _add_scans(run: Run, opened: Opened, preds: pd.DataFrame, about: dict) -> No
         manifest = load_manifest(made[0])
         rows = preds.merge(manifest.assign(name=[Path(o).name for o in manifest.fn])[['name', 'study', 'series', 'z']], on='name', how='left', validate='one_to_one')
         series = pd.read_csv(made[0]/'series.csv', dtype=dict.fromkeys(SERIES, str), keep_default_na=True)
-        own = manifest[~manifest.group.isin(set(preds.group))]  # what nothing was measured on
-        about['usual'] = usual_ranges(own if len(own) else manifest, series, rows[rows.split == 'valid'], about['vocab'])
+        about['usual'] = usual_ranges(_unmeasured(manifest, preds), series, rows[rows.split == 'valid'], about['vocab'])
         if not why:
             try: about['study'] = fit_study(rows, about['vocab'])
             except DataError as e: why = str(e)
     if why: about['why_no_study'] = why
+
+def _unmeasured(df: pd.DataFrame, preds: pd.DataFrame) -> pd.DataFrame:
+    "Rows of the patients that nothing was measured on; all where there are none."
+    own = df[~df.group.isin(set(preds.group))]
+    return own if len(own) else df
 
 def _learner_of(run: Run, opened: Opened, preds: pd.DataFrame, bs: int = 16) -> Learner:
     "A Learner of the run's task with a few of its images, for predictions."
@@ -221,9 +225,7 @@ def _make_int8(opened: Opened, preds: pd.DataFrame, about: dict, out: Path, n: i
     "Write int8.onnx, and take it away again where it is worse; the figures, and the predictions of the network that is used."
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    vocab, frame = about['vocab'], opened.frame
-    train = frame[~frame.group.isin(set(preds.group))]
-    fns = (train if len(train) else frame).fn.astype(str)
+    vocab, fns = about['vocab'], _unmeasured(opened.frame, preds).fn.astype(str)
     some = pictures_of(fns.sample(min(n, len(fns)), random_state=0).tolist(), about['input'])
 
     class Pictures(CalibrationDataReader):
@@ -238,8 +240,8 @@ def _make_int8(opened: Opened, preds: pd.DataFrame, about: dict, out: Path, n: i
     names = [f'p_{o}' for o in vocab]
     new = preds.assign(**dict(zip(names, _ask(out, about, 'int8.onnx', preds.fn.tolist()).T.astype(float))))
     valid = preds.split == 'valid'
-    both = [o for o in vocab if (preds.loc[valid, f'y_{o}'] == 1).any() and (preds.loc[valid, f'y_{o}'] == 0).any()]
-    was, now = (float(np.mean([auc(o.loc[valid, f'y_{k}'].to_numpy(), o.loc[valid, f'p_{k}'].to_numpy()) for k in both])) if both else float('nan') for o in (preds, new))
+    y = preds.loc[valid, [f'y_{o}' for o in vocab]].to_numpy(float)
+    was, now = (mean_auc(y, o.loc[valid, names].to_numpy(float)) for o in (preds, new))
     taken = was - now <= most  # not where there is nothing to compare
     if not taken: made.unlink()
     return dict(auc=now, auc_float=was, allowed=most, taken=taken, pictures=int(valid.sum()), calibrated_on=len(some)), new if taken else preds

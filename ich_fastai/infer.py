@@ -6,12 +6,12 @@
 __all__ = ['SERIOUS', 'QUEUE', 'Model', 'load_model', 'Slice', 'read_slices', 'slice_picture', 'rgb_picture', 'plane_picture',
            'brain_grey', 'predict_study', 'predict_slices', 'answer']
 
-# %% ../nbs/11b_infer.ipynb #9dac0fd8
+# %% ../nbs/11b_infer.ipynb #7ddfc2e3
 import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from .rules import apply_line, band, join_slices
 from .source import Source, close_archives, find_files, open_source
 from .usual import scan_figures, unlike
 
-# %% ../nbs/11b_infer.ipynb #1b02ebef
+# %% ../nbs/11b_infer.ipynb #687881b3
 @dataclass
 class Model:
     "A network that answers."
@@ -40,8 +40,10 @@ class Model:
     def size(self) -> int: return self.about['input']['size']
 
     @property
+    def triage(self) -> dict|None: return (self.about['study'] or {}).get('triage') # label and thresholds; None where scans are not sorted
+    @property
     def label(self) -> str: # the one of the triage, else `any`, else the last
-        return ((self.about['study'] or {}).get('triage') or {}).get('label') or ('any' if 'any' in self.vocab else self.vocab[-1])
+        return (self.triage or {}).get('label') or ('any' if 'any' in self.vocab else self.vocab[-1])
     @property
     def network(self) -> str: return 'int8.onnx' if 'int8.onnx' in self.about['weights'] else 'model.onnx'
 
@@ -103,7 +105,7 @@ def load_model(
     model.session(model.network)
     return model
 
-# %% ../nbs/11b_infer.ipynb #1804737c
+# %% ../nbs/11b_infer.ipynb #38c3a0cd
 @dataclass
 class Slice:
     "What became of one slice of a file."
@@ -150,6 +152,7 @@ def plane_picture(
     row = np.zeros((size, size), np.float32)
     fit_into(hu + np.float32(1000), row, lambda: (.5, .5))
     return row
+
 def brain_grey(
     img: np.ndarray, # what the network is given
 ) -> np.ndarray: # uint8 (size, size)
@@ -202,7 +205,7 @@ def _answer_batch(model: Model, waiting: list[Slice]) -> None:
     for o, p in zip(waiting, model.predict(np.stack([slice_picture(o.data, model.about['input']) for o in waiting]))): o.p = p
     waiting.clear()
 
-# %% ../nbs/11b_infer.ipynb #d3d66289
+# %% ../nbs/11b_infer.ipynb #6aad7274
 def answer(
     model: Model, # that answered
     slices: Sequence[Slice], # from `predict_slices`
@@ -242,7 +245,7 @@ def _series_answer(model: Model, one: dict, rows: Sequence[Slice]) -> dict:
     if known and a['study'] is not None:
         score = join_slices(p, a['study']['rule'])
         res['probability'] = {k: float(apply_line(s, a['study']['lines'][k])) if k in a['study']['lines'] else float(s) for k, s in zip(model.vocab, score)}
-        t = a['study']['triage']
+        t = model.triage
         if t is not None: res['triage'] = band(res['probability'][t['label']], (t['rule_out'], t['urgent']))
     res['slices'] = [dict(sop=o.row['sop'], file=o.file, z=_number(o.row.get('z')), status='answered' if o.p is not None else 'blank') | (dict(zip(model.vocab, map(float, o.p))) if o.p is not None else {}) for o in rows]
     res['quarantined'] = []
