@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from .core import FrameError, progress
-from .models import create_model, find_arch
+from .models import IMAGENET_STATS, create_model
 from .reader import fit_into, read_image
 
 # %% ../nbs/09f_probe.ipynb #fb190e1a
@@ -27,7 +27,7 @@ def frozen_features(
 ) -> np.ndarray: # float32 (images, 2 x channels): mean and maximum of each map, which is what the head of a Learner is given
     "Send images through the body of a network that does not learn."
     body = create_model(arch, 1, weights)[0].eval().to(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in find_arch(arch).stats)
+    mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in IMAGENET_STATS)
     found = []
     for at in progress(range(0, len(fns), bs), -(-len(fns) // bs), f'features at {size} px'):
         batch = np.zeros((len(fns[at:at + bs]), size, size, 3), np.uint8)
