@@ -37,7 +37,7 @@ run: $(STAMP)
 test: export OMP_NUM_THREADS = 1
 test: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # the libraries that are compared with are needed for nothing else
 bench: export OMP_NUM_THREADS = 1
