@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # before anything imports ONNX Runtime, which reports to its makers otherwise
+
 # %% ../nbs/00_core.ipynb #5f53c7c5
 SUBTYPES = ('epidural', 'intraparenchymal', 'intraventricular', 'subarachnoid', 'subdural')
 LABELS = SUBTYPES + ('any',)

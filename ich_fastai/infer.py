@@ -51,6 +51,7 @@ class Model:
         "Open a network of the folder."
         if name not in self.sessions:
             import onnxruntime as ort
+            ort.disable_telemetry_events()  # see `core`; for those who imported it before
             opts = ort.SessionOptions()
             opts.intra_op_num_threads, opts.inter_op_num_threads, opts.log_severity_level = self.threads, 1, 3
             try: self.sessions[name] = ort.InferenceSession(self.folder.read(name), opts, providers=['CPUExecutionProvider'])

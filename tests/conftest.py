@@ -26,6 +26,27 @@ def cleaned(raw, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope='session')
+def folder(cleaned, tmp_path_factory):
+    "A model folder of a network that saw the small phantom set for an epoch."
+    import torch
+    from ich_fastai.export import export_run
+    from ich_fastai.train import train_multilabel
+    torch.set_num_threads(1)
+    tmp = tmp_path_factory.mktemp('model')
+    run = train_multilabel(cleaned, arch='resnet10_narrow', weights='none', sizes=(64,), epochs=1, lr=3e-3, bs=16, only_bleeds=False, valid=.4, test=.2, seed=3, results=tmp)
+    return export_run(run, tmp/'out', root=tmp)
+
+
+@pytest.fixture
+def scan(tmp_path):
+    "A new phantom patient."
+    from ich_fastai.phantom import write_patient
+    (tmp_path/'scan').mkdir()
+    write_patient(tmp_path/'scan', 99, 1, False, 128, 14)
+    return tmp_path/'scan'
+
+
 @pytest.fixture(scope='module')
 def one_thread():
     "Torch with one thread: several would wait for each other on a busy machine, and sum in another order."

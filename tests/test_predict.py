@@ -1,5 +1,6 @@
 "A model folder answers for scans as training did, and says why where it cannot."
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,27 +14,6 @@ from ich_fastai.core import DataError
 from ich_fastai.modelfolder import ModelError
 
 CLI = [sys.executable, '-c', 'from ich_fastai.cli import main; raise SystemExit(main())']
-
-
-@pytest.fixture(scope='module')
-def folder(cleaned, tmp_path_factory):
-    "A model folder of a network that saw the small phantom set for an epoch."
-    import torch
-    from ich_fastai.export import export_run
-    from ich_fastai.train import train_multilabel
-    torch.set_num_threads(1)
-    tmp = tmp_path_factory.mktemp('model')
-    run = train_multilabel(cleaned, arch='resnet10_narrow', weights='none', sizes=(64,), epochs=1, lr=3e-3, bs=16, only_bleeds=False, valid=.4, test=.2, seed=3, results=tmp)
-    return export_run(run, tmp/'out', root=tmp)
-
-
-@pytest.fixture
-def scan(tmp_path):
-    "A new phantom patient."
-    from ich_fastai.phantom import write_patient
-    (tmp_path/'scan').mkdir()
-    write_patient(tmp_path/'scan', 99, 1, False, 128, 14)
-    return tmp_path/'scan'
 
 
 def edit(fn, **tags):
@@ -147,6 +127,15 @@ def test_two_thousand_slices_without_torch_in_little_memory(folder, scan, tmp_pa
     assert done.returncode == 0, done.stderr[-2000:]
     n, scans, mb = map(int, done.stdout.split())
     assert n == 2000 and scans == -(-2000 // len(originals)) and mb < 300, done.stdout
+
+
+def test_nothing_is_reported_to_anybody(folder, scan, tmp_path):
+    "ONNX Runtime as it comes from PyPI keeps an id of the machine and a queue of what it reports, unless it is told not to."
+    (tmp_path/'home').mkdir()
+    home = {k: str(tmp_path/'home') for k in ('HOME', 'USERPROFILE', 'TMPDIR', 'TEMP', 'TMP', 'XDG_CACHE_HOME', 'LOCALAPPDATA')}
+    done = predict(folder, scan, env={k: v for k, v in os.environ.items() if k != 'ORT_DISABLE_TELEMETRY'} | home)
+    assert done.returncode == 0, done.stderr
+    assert [o.name for o in (tmp_path/'home').rglob('*') if o.is_file()] == []
 
 
 def test_the_first_slice_comes_soon(folder, scan):
