@@ -8,11 +8,13 @@ __all__ = ['PAGE', 'MORE_STYLE', 'write_answer', 'answer_page']
 # %% ../nbs/13k_answer.ipynb #3b879dff
 import datetime
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
 
 from . import __version__
 from .core import atomic, write_json
@@ -42,37 +44,45 @@ of patients it knows nothing.{% endif %}</div>
 {% for o in studies %}
 <section id="s{{ loop.index }}"><h2>{{ o.name }}</h2>
 <dl class="head">{% for k, v in o.head %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
-<p class="band {{ o.triage | replace(' ', '-') }}"><b>{{ o.triage }}</b> {{ o.says }}</p>
-{% for w in o.warnings %}<p class="warn">⚠ {{ w }}</p>{% endfor %}
+<div class="band {{ o.look }}" role="note"><b>{{ o.triage }}</b> {{ o.says }}
+{% if o.warnings %}<p class="warn">⚠ {{ 'Not to be relied on: this scan is not like those that the thresholds were chosen on.' if o.bars else 'Why:' }}</p>
+<ul>{% for w in o.warnings %}<li>{{ w }}</li>{% endfor %}</ul>{% endif %}</div>
 {% if o.bars %}
 <table class="bars"><caption>Probability for the scan</caption><tbody>
-{% for k, p, known in o.bars %}<tr><th scope="row">{{ k }}</th><td><span class="bar" style="width: {{ '%.0f' | format(p * 100) }}%"></span></td><td>{{ '%.3f' | format(p) }}{{ '' if known else ' *' }}</td></tr>{% endfor %}
+{% for k, p, known in o.bars %}<tr{% if k == label %} class="main"{% endif %}><th scope="row">{{ k }}</th><td><span class="bar" style="width: {{ '%.0f' | format(p * 100) }}%"></span></td><td>{{ '%.3f' | format(p) }}{{ '' if known else ' *' }}</td></tr>{% endfor %}
 </tbody></table>
 <p class="soft">{{ trust }}{% if o.unfitted %} * a score, not a probability: the validation side had one kind of scan only.{% endif %}</p>
 {% endif %}
 {% if o.heats %}<h3>Where the answer comes from</h3>
 <p class="soft">The slices with the highest probability of {{ label }}, plain and with the heat of it: what the answer loses where a place of the network's last maps is taken away. A place of such a map is large, and a heat map is no outline.</p>
-<div class="shots wide">{% for f in o.heats %}{{ shot(f) }}{% endfor %}</div>{% endif %}
-<h3>The slices, from bottom to top</h3>{% if o.strip %}<p class="soft">{{ o.shown }}</p>
-<div class="shots strip" role="region" tabindex="0" aria-label="Slices">{% for f in o.strip %}{{ shot(f) }}{% endfor %}</div>{% endif %}
+<div class="shots wide">{% for pair in o.heats %}<div class="pair">{% for f in pair %}{{ shot(f) }}{% endfor %}</div>{% endfor %}</div>{% endif %}
+<h3>The slices, from bottom to top</h3>{% if o.strip %}<p class="soft">Below each: the probability of {{ label }}. {{ o.shown }}</p>
+<div class="shots strip">{% for f in o.strip %}{{ shot(f) }}{% endfor %}</div>{% endif %}
 <details><summary>All slices as a table</summary><div class="scroll" role="region" tabindex="0" aria-label="All slices"><table><thead><tr><th scope="col">file</th><th scope="col">z, mm</th><th scope="col"></th>{% for k in labels %}<th scope="col">{{ k }}</th>{% endfor %}</tr></thead><tbody>
-{% for s in o.slices %}<tr><th scope="row">{{ s.file }}</th><td>{{ '%.1f' | format(s.z) if s.z is not none else '–' }}</td><td>{{ s.status }}</td>{% for k in labels %}<td>{{ '%.3f' | format(s[k]) if k in s else '' }}</td>{% endfor %}</tr>{% endfor %}
+{% for s in o.slices %}<tr><th scope="row" title="{{ s.file }}">{{ s.file if s.file | length < 37 else '…' ~ s.file[-35:] }}</th><td>{{ '%.1f' | format(s.z) if s.z is not none else '–' }}</td><td>{{ s.status }}</td>{% for k in labels %}<td>{{ '%.3f' | format(s[k]) if k in s else '' }}</td>{% endfor %}</tr>{% endfor %}
 </tbody></table></div></details>
 {% if o.quarantined %}<h3>Refused</h3><div class="scroll" role="region" tabindex="0" aria-label="Refused"><table><thead><tr><th scope="col">file</th><th scope="col">reason</th><th scope="col">detail</th></tr></thead><tbody>
 {% for q in o.quarantined %}<tr><th scope="row">{{ q.file }}</th><td>{{ q.reason }}</td><td>{{ q.detail }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}
 </section>
 {% endfor %}
-<section id="card"><h2>The model</h2><details><summary>Its card: data, figures, thresholds, limits</summary><pre tabindex="0">{{ card }}</pre></details></section>
+<section id="card"><h2>The model</h2><details><summary>Its card: data, figures, thresholds, limits</summary>
+{{ card }}
+</details></section>
 </main></body></html>
 '''
 MORE_STYLE = '''
-.band { border: 2px solid; border-left-width: 10px; border-radius: 4px; padding: .6rem 1rem; } .band b { text-transform: uppercase; margin-right: .6rem; }
+.band { border: 2px solid; border-left-width: 10px; border-radius: 4px; padding: .6rem 1rem; max-width: 46rem; margin: 1rem 0; } .band b { text-transform: uppercase; margin-right: .6rem; } .band p { margin: .5rem 0 0; }
+.band ul { margin: .2rem 0 0; padding-left: 1.4rem; font-size: .9rem; }
 .urgent { border-color: #b3261e; background: #fdecea; } .look { border-color: #b26b00; background: #fff7e8; } .rule-out { border-color: #1b7f3b; background: #eaf6ee; } .no-answer { border-color: #6b7280; background: #f5f6f7; }
 .head { display: grid; grid-template-columns: max-content 1fr; gap: 0 .8rem; font-size: .875rem; } .head dd { margin: 0; overflow-wrap: anywhere; }
-.bars { width: 100%; max-width: 34rem; } .bars td:nth-child(2) { width: 60%; } .bar { display: inline-block; height: .8rem; background: #0b5394; min-width: 1px; vertical-align: middle; }
-.wide { grid-template-columns: repeat(auto-fill, minmax(min(15rem, 46%), 1fr)); }
+.bars { width: 100%; max-width: 34rem; } .bars td:nth-child(2) { width: 60%; } .bars td:last-child, thead th { white-space: nowrap; } .bars tr:not(.main) th { font-weight: 400; }
+.bar { display: inline-block; height: .8rem; background: #0b5394; min-width: 1px; vertical-align: middle; }
+.scroll tbody th { overflow-wrap: anywhere; min-width: 9rem; max-width: 22rem; }
+.wide { grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); } .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .35rem; max-width: 34rem; break-inside: avoid; }
 .strip { grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: .35rem; } .strip figcaption { font-size: .75rem; }
-@media print { .bar { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .shots { break-inside: auto; } }
+@page { margin: 14mm; }
+@media print { .bar, .band { print-color-adjust: exact; -webkit-print-color-adjust: exact; } .shots { break-inside: auto; } .wide { grid-template-columns: 1fr 1fr; } p:has(+ .shots) { break-after: avoid; }
+  table { font-size: 8pt; } th, td { padding-right: .4rem; } .scroll tbody th { min-width: 8rem; } dl.head, .bars, h2, h3, h4 { break-inside: avoid; } h4 { break-after: avoid; } }
 '''
 
 # %% ../nbs/13k_answer.ipynb #d268bb20
@@ -112,7 +122,7 @@ def answer_page(
     env = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page = env.from_string(MACROS + PAGE)
     return page.render(title='Hemorrhage in head CT: what the network says', date=datetime.date.today().isoformat(), version=__version__, style=STYLE + MORE_STYLE, model=found['model'], kind=a['data'].get('kind'), files=found['files'],
-                       label=label, labels=model.vocab, card=card.read_text(encoding='utf-8') if card.is_file() else 'This folder has no card.', trust=_trust(a),
+                       label=label, labels=model.vocab, card=_card_html(card.read_text(encoding='utf-8') if card.is_file() else 'This folder has no card.'), trust=_trust(a),
                        studies=[_facts(model, o, i, by_sop, label, heats, most) for i, o in enumerate(found['studies'])]).strip() + '\n'
 
 def _trust(a: dict) -> str:
@@ -120,7 +130,29 @@ def _trust(a: dict) -> str:
     o = a['study']['fitted_on']
     return f"From the slices by the rule {a['study']['rule']}, made a probability on {o['scans']} scans of {o['patients']} patients that the network did not learn from: it holds for scans like those, and for as many bleeds among them."
 
-_SAYS = {'urgent': 'few scans without a bleed were called so on the validation side', 'look': 'neither ruled out nor urgent', 'rule out': 'few scans with a bleed were called so on the validation side', 'no answer': 'there is no probability of this scan, or no threshold'}
+def _card_html(text: str) -> Markup:
+    "Markdown as `card` writes it: headings, paragraphs, lists, tables; all else is text."
+    out = []
+    for block in text.strip().split('\n\n'):
+        lines = [re.sub(r'\*\*(.+?)\*\*', r'<strong>\1</strong>', re.sub(r'`(.+?)`', r'<code>\1</code>', str(escape(o)))) for o in block.split('\n')]
+        if block.startswith('#'): out.append('<h{0}>{1}</h{0}>'.format(3 if block.startswith('# ') else 4, ' '.join(lines).lstrip('# ')))
+        elif block.startswith('- '): out.append(f"<ul>{''.join(f'<li>{o[2:]}</li>' for o in lines)}</ul>")
+        elif block.startswith('|'):
+            head, _, *rows = ([k.strip() for k in o.strip('|').split('|')] for o in lines)
+            def row(cells, tag): return '<tr>' + ''.join(f'<{tag}>{k}</{tag}>' for k in cells) + '</tr>'
+            out.append('<div class="scroll" role="region" tabindex="0" aria-label="Table of the card"><table><thead>' + row(head, 'th') + '</thead><tbody>' + ''.join(row(o, 'td') for o in rows) + '</tbody></table></div>')
+        else: out.append(f"<p>{' '.join(lines)}</p>")
+    return Markup('\n'.join(out))
+
+def _band_words(triage: str, t: dict|None) -> str:
+    "What a band was chosen for, and what it held where it was measured."
+    if t is None or triage == 'no answer': return 'there is no probability of this scan, or no threshold'
+    low, high = f"{t['rule_out']:.3g}", f"{t['urgent']:.3g}"
+    said = {'rule out': f"{t['label']} is below {low}, which was chosen to keep {t['sensitivity']:.0%} of the {t['positive']} validation scans with a bleed",
+            'urgent': f"{t['label']} is {high} or more, which was chosen to leave alone {t['specificity']:.0%} of the {t['scans'] - t['positive']} validation scans without a bleed",
+            'look': f"{t['label']} is from {low} to below {high}: neither ruled out nor urgent"}[triage]
+    o = t['measured'] and t['measured']['bands'][triage]
+    return f"{said}. Of {t['measured']['scans']} test scans {o['bleed'] + o['without']} came into this band, {o['bleed']} with a bleed." if o else f'{said}.'
 
 def _facts(model: Model, o: dict, i: int, by_sop: dict, label: str, heats: int, most: int) -> dict:
     "What the page says of one scan."
@@ -132,15 +164,16 @@ def _facts(model: Model, o: dict, i: int, by_sop: dict, label: str, heats: int, 
     for s in top:
         img = slice_picture(by_sop[s['sop']].data, model.about['input'])
         grey, heat, words = brain_grey(img), model.heat(img, label), f"{label} {s[label]:.3f}, {_at(s)}"
-        pictures.append(dict(uri=image_uri(grey, 85, 256), alt=f'Slice, {words}', caption=words, said='', mark=''))
-        if heat is not None: pictures.append(dict(uri=image_uri(overlay(grey, heat), 85, 256), alt=f'The same slice with the heat of {label}', caption=f'heat of {label}', said='', mark=''))
+        pictures.append([dict(uri=image_uri(grey, 85, 256), alt=f'Slice, {words}', caption=words, said='', mark='')])
+        if heat is not None: pictures[-1].append(dict(uri=image_uri(overlay(grey, heat), 85, 256), alt=f'The same slice with the heat of {label}', caption=f'heat of {label}', said='', mark=''))
     p = o['probability'] or {}
-    says = f"Scan {i + 1}" + (f", {o['n_slices']} slices" if o['n_slices'] != 1 else ', one slice')
+    name = f"Scan {i + 1}" + (f", {o['n_slices']} slices" if o['n_slices'] != 1 else ', one slice')
     f, folders = o['figures'], sorted({str(Path(s['file']).parent) for s in o['slices']})
     head = [('study', o['study'] or 'unknown'), ('series', o['series'] or 'unknown'), ('slices', f"{o['n_slices']}, of which {o['n_answered']} have brain in them")]
     head += [(k, f'{f[k]:.2f} mm') for k in ('spacing', 'thickness', 'step') if f[k] is not None]
-    if folders != ['.']: head.append(('folder', ', '.join(folders[:3])))
-    return o | dict(name=says, head=head, says=_SAYS[o['triage']], at=f"{p[label]:.3f}" if label in p else '', bars=[(k, v, k in lines) for k, v in p.items()], unfitted=any(k not in lines for k in p), heats=pictures,
+    if o['n_slices'] == 1: head.append(('file', o['slices'][0]['file']))
+    elif folders != ['.']: head.append(('folder', ', '.join(folders[:3])))
+    return o | dict(name=name, head=head, says=_band_words(o['triage'], model.triage), look='look' if o['triage'] == 'rule out' and o['warnings'] else o['triage'].replace(' ', '-'), at=f"{p[label]:.3f}" if label in p else '', bars=[(k, v, k in lines) for k, v in p.items()], unfitted=any(k not in lines for k in p), heats=pictures,
                     shown='' if len(shown) == len(known) else f'{len(shown)} of {len(known)}, evenly thinned.',
                     strip=[dict(uri=image_uri(brain_grey(slice_picture(by_sop[s['sop']].data, model.about['input'])), 85, 96), alt=f"Slice at {_at(s)}, {label} {s[label]:.2f}", caption=f'{s[label]:.2f}', said='', mark='') for s in shown])
 
