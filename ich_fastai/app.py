@@ -10,6 +10,7 @@ import contextlib
 import html
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def answer_upload(
             try: write_answer(model, src, Path(tmp)/'answer')
             finally: close_archives()  # or the archive could not be deleted on Windows
             page = (Path(tmp)/'answer'/'prediction.html').read_text(encoding='utf-8')
+        page = page.replace('<head>', '<head><base href="about:srcdoc">', 1)  # or a link within the page would open the app once more, in its frame
         return f'<iframe title="Answer" sandbox="" srcdoc="{html.escape(page)}" style="width: 100%; height: 85vh; border: 1px solid #d7dbe0"></iframe>'
     except IchError as e: return _sentence(str(e))
     except OSError as e: return _sentence(f'What was dropped is no longer there, or cannot be read ({e.strerror or e}); drop it again.')
@@ -67,7 +69,7 @@ def make_app(
     model = model if isinstance(model, Model) else load_model(model)
     with gr.Blocks(title='ich_fastai', analytics_enabled=False, delete_cache=(600, 3600)) as app:  # of files that were dropped and never asked about
         gr.Markdown(f"# Hemorrhage in head CT\n\n{model.about['arch']}, run `{model.about['run']}`. **For research and teaching. Not a medical device.** Files stay on this machine and are deleted after the answer; {limit} MB at most.")
-        files = gr.File(label='A zip archive, or DICOM files', file_count='multiple', type='filepath')
+        files = gr.File(label='A zip archive, or DICOM files', file_count='multiple', type='filepath', height=180)
         go, page = gr.Button('Answer', variant='primary'), gr.HTML()
         go.click(lambda some: (answer_upload(model, some, limit), None), files, [page, files], api_visibility='private')
     return app
@@ -80,4 +82,12 @@ def launch(
     "Open the app on this machine."
     import gradio as gr
     theme = gr.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # Gradio's own would fetch fonts from elsewhere
-    return app.launch(**dict(dict(server_name='127.0.0.1', share=False, max_file_size=f'{limit}mb', theme=theme, enable_monitoring=False, footer_links=[]), **kwargs))
+    for o in '', '_dark': theme.set(**{f'button_primary_background_fill{o}': '#0b5394', f'button_primary_background_fill_hover{o}': '#073763', f'button_primary_text_color{o}': '#fff'})  # its orange is too light for white letters
+    given = dict(server_name='127.0.0.1', share=False, max_file_size=f'{limit}mb', theme=theme, enable_monitoring=False, footer_links=[], height=800) | kwargs
+    wait = not given.pop('prevent_thread_lock', False) and not hasattr(sys, 'ps1')  # not in a notebook
+    try: opened = app.launch(**dict(quiet=True) | given, prevent_thread_lock=True)  # quiet, since it would advise to share the app with the world
+    except OSError as e: raise IchError(f"The app cannot be opened at port {given.get('server_port') or '7860 or one of the next hundred'} of this machine: it is taken. Give another, or none.") from e
+    if wait:
+        print(f'The app is at {app.local_url} and is seen from this machine only. Ctrl-C stops it.', flush=True)
+        app.block_thread()
+    return opened
