@@ -18,7 +18,7 @@ from .core import IchError
 from .datasets import open_dataset
 from .export import export_run
 from .measure import grey_baseline
-from .phantom import write_patient, write_phantom
+from .phantom import plan_patient, write_patient, write_phantom
 from .report import write_report
 from .runs import Run, save_run
 from .train import task_rows, train_binary, train_multilabel
@@ -50,11 +50,12 @@ def run_demo(
     _say('Measuring the baselines')
     for run in binary, multilabel: add_baseline(run)
     page = write_report([binary, multilabel], out, cleaned=clean, root=out, command=f'ich demo --patients {patients} --seed {seed}')
-    _say('Exporting the model, and asking it about a patient it has not seen')
     export_run(multilabel, out/'model')
+    new = next(i for i in range(10) if plan_patient(seed + NEW, i)['bleeds'])  # five of ten have one
+    _say(f"Asking the exported model about a patient that it has not seen, with {' and '.join(plan_patient(seed + NEW, new)['bleeds'])}")
     shutil.rmtree(out/'new_patient', ignore_errors=True)
     (out/'new_patient').mkdir()
-    write_patient(out/'new_patient', seed + NEW, 0, False, 256, None)
+    write_patient(out/'new_patient', seed + NEW, new, False, 256, None)
     write_answer(out/'model', out/'new_patient', out/'answer')
     return page
 
