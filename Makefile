@@ -59,7 +59,7 @@ prepare: $(STAMP)
 	$(BIN)/nbdev_export
 
 readme: $(STAMP)
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
 	@$(BIN)/python -c "from pathlib import Path; p = Path('README.md'); p.write_text(p.read_text(encoding='utf-8').replace('](images/', '](nbs/images/').strip() + '\n', encoding='utf-8')"
 
 results: $(STAMP)
