@@ -61,7 +61,7 @@ def header_row(
         'slope': number(tags, 'RescaleSlope'), 'intercept': number(tags, 'RescaleIntercept'),
         'window_center': number(tags, 'WindowCenter'), 'window_width': number(tags, 'WindowWidth'),
         'modality': _modality(tags), 'body_part': text('BodyPartExamined', ''), 'image_type': text('ImageType', ''),
-        'contrast': _is_contrast(tags), 'bone': _is_bone(tags), 'phantom': text('QualityControlImage') == 'YES'}
+        'contrast': _is_contrast(tags), 'bone': _is_bone(tags), 'kernel': text('ConvolutionKernel', ''), 'phantom': text('QualityControlImage') == 'YES'}
 
 def _normal(a: float, b: float, c: float, d: float, e: float, f: float) -> tuple[float, float, float]:
     "The direction at right angles to the rows (a, b, c) and the columns (d, e, f)."
