@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 from . import __version__
 from .core import atomic, write_json
 from .dicomout import write_dicom
-from .infer import Model, Slice, answer, brain_grey, predict_slices, slice_picture
+from .infer import Model, Slice, answer, brain_grey, predict_slices, slice_picture, top_slices
 from .page import MACROS, STYLE
 from .pixels import image_uri, overlay
 
@@ -158,7 +158,7 @@ def _facts(model: Model, o: dict, i: int, by_sop: dict, label: str, heats: int, 
     "What the page says of one scan."
     lines = (model.about['study'] or {}).get('lines', {})
     known = [s for s in o['slices'] if s['sop'] in by_sop and s['status'] == 'answered']
-    top = sorted(known, key=lambda s: -s[label])[:heats]
+    top = top_slices(o, label, heats)
     shown = [known[j] for j in np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int))] if known else []
     pictures = []
     for s in top:

@@ -9,6 +9,7 @@ __all__ = ['MARK', 'SERIES', 'DicomOutError', 'source_headers', 'write_sr', 'wri
 import io
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from . import __version__
 from .core import IchError, atomic
-from .infer import Model, Slice, brain_grey, slice_picture
+from .infer import Model, Slice, brain_grey, slice_picture, top_slices
 from .pixels import overlay
 from .source import locate, open_source
 
@@ -73,7 +74,6 @@ def write_sr(
     algorithm = hd.sr.AlgorithmIdentification(name=f"ich_fastai {a['arch']}", version=f"{a['run']} {a['weights']['model.onnx'][:12]}", parameters=[f"rule={(a['study'] or {}).get('rule')}", MARK])
     groups = []
     for label, p in study['probability'].items():
-        answered = sorted((o for o in study['slices'] if label in o and o['file'] in headers), key=lambda o: -o[label])[:3]
         code = codes.SCT.IntracranialHemorrhage if label == 'any' else hd.sr.CodedConcept(re.sub(r'\W', '_', label)[:16], '99ICH', _CODES.get(label, label)[:64])
         band = []
         if model.triage and label == model.triage['label']:
@@ -81,12 +81,14 @@ def write_sr(
         groups.append(hd.sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=hd.sr.TrackingIdentifier(uid=generate_uid(entropy_srcs=[*seed, label]), identifier=label), finding_type=code, algorithm_id=algorithm, qualitative_evaluations=band or None,
             measurements=[hd.sr.Measurement(codes.DCM.Probability, round(float(p), 4), hd.sr.CodedConcept('1', 'UCUM', 'no units'))],
-            source_images=[hd.sr.SourceImageForMeasurementGroup(headers[o['file']].SOPClassUID, headers[o['file']].SOPInstanceUID) for o in answered]))
+            source_images=[hd.sr.SourceImageForMeasurementGroup(headers[o['file']].SOPClassUID, headers[o['file']].SOPInstanceUID) for o in top_slices(study, label)]))
     device = hd.sr.DeviceObserverIdentifyingAttributes(uid=generate_uid(entropy_srcs=seed + ['device']), name='ich_fastai', manufacturer_name='ich_fastai (research software)', model_name=a['arch'])
-    content = hd.sr.MeasurementReport(hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device)), hd.sr.CodedConcept('CTHEAD', '99ICH', 'CT of head'), groups,
+    content = hd.sr.MeasurementReport(hd.sr.ObservationContext(observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device)), codes.SCT.ComputedTomographyOfHead, groups,
                                        title=codes.cid7021.ImagingMeasurementReport, referenced_images=library)
+    for o in (f'{MARK}. Made by a network; nobody has read it.', *study['warnings']): content[0].ContentSequence.append(hd.sr.TextContentItem(codes.DCM.Comment, o, hd.sr.RelationshipTypeValues.CONTAINS))
     sr = hd.sr.ComprehensiveSR(list(headers.values()), content, generate_uid(entropy_srcs=seed + ['series']), number, generate_uid(entropy_srcs=seed + ['instance']), 1, manufacturer='ich_fastai', is_complete=True,
-                               content_qualification='RESEARCH', series_description=MARK, manufacturer_model_name=a['arch'], software_versions=__version__, device_serial_number=a['weights']['model.onnx'][:16])
+                               content_qualification='RESEARCH', series_description=MARK, manufacturer_model_name=a['arch'], software_versions=__version__, device_serial_number=a['weights']['model.onnx'][:16],
+                               coding_schemes=[hd.coding_schemes.CodingSchemeIdentificationItem('99ICH', name='Codes of ich_fastai', responsible_organization='ich_fastai')])
     return _save(sr, out)
 
 _LIBRARY = 'SliceThickness', 'PixelSpacing', 'ImagePositionPatient', 'ImageOrientationPatient', 'Rows', 'Columns' # what an image library says of each slice
@@ -115,8 +117,7 @@ def write_sc(
     from pydicom.uid import generate_uid
     a, label = model.about, model.label
     by_sop, made = {o.row['sop']: o for o in slices if o.p is not None}, []
-    answered = sorted((o for o in study['slices'] if label in o and o['file'] in headers), key=lambda o: -o[label])[:top]
-    for i, o in enumerate(answered):
+    for i, o in enumerate(top_slices(study, label, top)):
         ref, one = headers[o['file']], by_sop[o['sop']]
         img = slice_picture(one.data, a['input'])
         heat = model.heat(img, label)
@@ -126,9 +127,11 @@ def write_sc(
         mm = one.row['crop'][2] * float(one.row['spacing_y']) / 512 if one.row.get('crop') is not None and one.row.get('spacing_y') else None
         sc = hd.sc.SCImage.from_ref_dataset(ref, px, 'RGB', 8, 'PATIENT', generate_uid(entropy_srcs=_seed(a, ref, 'sc')), number, generate_uid(entropy_srcs=_seed(a, ref, 'sc', str(ref.SOPInstanceUID))), i + 1, 'ich_fastai', pixel_spacing=None if mm is None else (mm, mm),
                                             patient_orientation=_orientation(ref), content_qualification='RESEARCH', series_description=f'{MARK}: heat of {label}'[:64], transfer_syntax_uid='1.2.840.10008.1.2.1')
-        source = Dataset()
+        source, series = Dataset(), Dataset()
         source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = ref.SOPClassUID, ref.SOPInstanceUID
-        sc.SourceImageSequence, sc.BurnedInAnnotation, sc.DerivationDescription = [source], 'YES', 'Cut to the head, windowed; heat map of a research network laid over'
+        series.SeriesInstanceUID, series.ReferencedInstanceSequence = ref.SeriesInstanceUID, [source]
+        sc.SourceImageSequence, sc.ReferencedSeriesSequence, sc.BurnedInAnnotation, sc.BodyPartExamined = [source], [series], 'YES', 'HEAD'
+        sc.DerivationDescription = f"Cut to the head, windowed; heat map of a research network laid over: {a['arch']}, run {a['run']}, {a['weights']['model.onnx'][:12]}"
         made.append(_save(sc, Path(out)/f'sc-{i + 1}.dcm'))
     return made
 
@@ -156,11 +159,13 @@ def write_dicom(
     for i, study in enumerate(found['studies'], 1):
         if not study['probability']: continue
         try:
-            headers = source_headers(src, [o['file'] for o in study['slices']])
-            if sr: made.append(write_sr(model, study, headers, out/f'report-{i}.dcm'))
-            if sc:
-                (out/f'heat-{i}').mkdir(parents=True, exist_ok=True)
-                made += write_sc(model, study, slices, headers, out/f'heat-{i}')
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of ids that are no UIDs, which `source_headers` refuses, and of names of one part
+                headers = source_headers(src, [o['file'] for o in study['slices']])
+                if sr: made.append(write_sr(model, study, headers, out/f'report-{i}.dcm'))
+                if sc:
+                    (out/f'heat-{i}').mkdir(parents=True, exist_ok=True)
+                    made += write_sc(model, study, slices, headers, out/f'heat-{i}')
         except DicomOutError as e: failed.append(str(e))
         except (AttributeError, TypeError, ValueError) as e: failed.append(f'scan {i} has a header that highdicom does not take ({type(e).__name__}: {e})')
     if failed: raise DicomOutError(f"{len(failed)} of {len(found['studies'])} scans could not be written as DICOM: {failed[0]}")

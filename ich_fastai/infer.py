@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERIOUS', 'QUEUE', 'Model', 'load_model', 'Slice', 'read_slices', 'slice_picture', 'rgb_picture', 'plane_picture',
-           'brain_grey', 'predict_study', 'predict_slices', 'answer']
+           'brain_grey', 'predict_study', 'predict_slices', 'answer', 'top_slices']
 
 # %% ../nbs/11b_infer.ipynb #7ddfc2e3
 import os
@@ -251,6 +251,14 @@ def _series_answer(model: Model, one: dict, rows: Sequence[Slice]) -> dict:
     res['slices'] = [dict(sop=o.row['sop'], file=o.file, z=_number(o.row.get('z')), status='answered' if o.p is not None else 'blank') | (dict(zip(model.vocab, map(float, o.p))) if o.p is not None else {}) for o in rows]
     res['quarantined'] = []
     return res
+
+def top_slices(
+    study: dict, # one of `studies` of an answer
+    label: str, # one of its labels
+    n: int = 3, # at most
+) -> list[dict]: # of `slices` of the study
+    "Choose the answered slices with the highest probability of a label."
+    return sorted((o for o in study['slices'] if label in o), key=lambda o: -o[label])[:n]
 
 def _number(o) -> float|None: return None if o is None or o != o else float(o)
 
