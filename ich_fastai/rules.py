@@ -26,7 +26,7 @@ RULES: dict[str, Callable[[np.ndarray], np.ndarray]] = dict(  # name -> ((slices
     max=lambda p: p.max(axis=0),
     top3=_highest,
     smooth3=lambda p: _highest(smooth(p)),
-    noisy_or=lambda p: -np.expm1(np.log1p(-np.minimum(p, 1 - 1e-12)).sum(axis=0)),
+    noisy_or=lambda p: -np.expm1(np.log1p(-np.minimum(p, 1 - 1e-15)).sum(axis=0)),
 )
 
 def join_slices(

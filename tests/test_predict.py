@@ -22,6 +22,19 @@ def edit(fn, **tags):
     ds.save_as(fn)
 
 
+def with_uids(scan, **tags):
+    "RSNA's ids are no UIDs, and a phantom's look like them."
+    from pydicom.uid import CTImageStorage, generate_uid
+    for fn in scan.iterdir():
+        ds = pydicom.dcmread(fn)
+        for k in ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID'): setattr(ds, k, generate_uid(entropy_srcs=[str(ds.get(k))]))
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+        for k, v in tags.items(): setattr(ds, k, v)
+        ds.save_as(fn)
+    return scan
+
+
 def predict(*args, **kwargs): return subprocess.run([*CLI, 'predict', *map(str, args)], capture_output=True, text=True, timeout=300, **kwargs)
 
 
@@ -60,6 +73,63 @@ def test_what_is_no_head_ct_gets_no_number(folder, scan, tags, reason):
     for o in scan.iterdir(): edit(o, **tags)
     done = predict(folder, scan)
     assert done.returncode == 1 and reason in done.stderr and 'Traceback' not in done.stderr and done.stderr.count('\n') <= 2
+
+
+def test_nothing_to_answer_for(folder, tmp_path):
+    "A folder that is empty, one without a CT, a file that is none, a place that does not exist: a sentence each."
+    from ich_fastai.infer import predict_study
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'none').mkdir()
+    (tmp_path/'none'/'letter.txt').write_text('hello')
+    for src, words in ((tmp_path/'empty', 'no file'), (tmp_path/'none', '1 not_dicom'), (tmp_path/'none'/'letter.txt', '1 not_dicom'), (tmp_path/'nowhere', 'does not exist')):
+        with pytest.raises(DataError, match=words): predict_study(folder, src)
+    done = predict(folder, tmp_path/'none')
+    assert done.returncode == 1 and done.stdout == '' and 'there is nothing to answer for' in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_real_mr_gets_no_number(folder, real):
+    from ich_fastai.infer import predict_study
+    for o in sorted((real/'dicom_odd').glob('MR_*.dcm')):
+        with pytest.raises(DataError, match='not_ct'): predict_study(folder, o)
+    found = predict_study(folder, real/'dicom_odd')
+    assert found['files']['found'] == len(list((real/'dicom_odd').iterdir()))
+    assert all(o['warnings'] for o in found['studies'])  # single slices
+
+
+def test_a_corrupt_file_among_good_ones(folder, scan):
+    "Cut short, empty, nothing but zeros: each is refused by name, and the hole it leaves is said."
+    from ich_fastai.infer import predict_study
+    files = sorted(scan.iterdir(), key=lambda o: float(pydicom.dcmread(o, stop_before_pixels=True).ImagePositionPatient[2]))
+    files[5].write_bytes(files[5].read_bytes()[:3000])
+    files[9].write_bytes(b'')
+    files[12].write_bytes(b'\0' * 5000)
+    (one,) = predict_study(folder, scan)['studies']
+    assert {o['file'] for o in one['quarantined']} == {files[i].name for i in (5, 9, 12)}
+    assert all(o['reason'] for o in one['quarantined']) and any('3 slices missing' in o for o in one['warnings'])
+
+
+MISSING = dict(PixelSpacing='does not say how wide a pixel is', SliceThickness='how thick a slice is', ConvolutionKernel='with which kernel it was made', ImagePositionPatient='no_position', ImageOrientationPatient='no_position')
+
+
+@pytest.mark.parametrize('tag', MISSING)
+def test_what_a_header_lacks_is_said(folder, scan, tag):
+    from ich_fastai.infer import predict_study
+    for o in scan.iterdir(): edit(o, SliceThickness=5., ConvolutionKernel='H31s')
+    (one,) = predict_study(folder, scan)['studies']
+    assert not any(words in o for words in MISSING.values() for o in one['warnings'])
+    for o in scan.iterdir():
+        ds = pydicom.dcmread(o)
+        delattr(ds, tag)
+        ds.save_as(o)
+    (one,) = predict_study(folder, scan)['studies']
+    assert any(MISSING[tag] in o for o in one['warnings']), one['warnings']
+
+
+def test_a_scan_for_bone_is_unlike_the_training(folder, scan):
+    from ich_fastai.infer import predict_study
+    for o in scan.iterdir(): edit(o, ConvolutionKernel='H70h')
+    (one,) = predict_study(folder, scan)['studies']
+    assert any('1.00 of the slices were made to show bone' in o for o in one['warnings'])
 
 
 def test_half_a_scan_is_answered_with_a_warning(folder, scan):
@@ -108,6 +178,16 @@ def test_damaged_model_folders(folder, scan, tmp_path):
     sly = copy()
     (sly/'weights.bin').write_bytes(b'\x80\x04.')
     with pytest.raises(ModelError, match='weights.bin'): load_model(sly)
+    for name in ('model.onnx', 'head.onnx', 'model.safetensors'):  # a pickle under a good name
+        sly = copy()
+        (sly/name).write_bytes(b'\x80\x04.')
+        with pytest.raises(ModelError, match='not the file that was exported'): load_model(sly)
+    bare = copy()
+    (bare/'model.onnx').unlink()
+    with pytest.raises(ModelError, match='cannot be read'): load_model(bare)
+    edited = copy()
+    (edited/'pipeline.json').write_text(json.dumps(about | dict(vocab=about['vocab'][::-1])))  # labels in another order
+    with pytest.raises(ModelError, match='changed after it was exported'): load_model(edited)
 
 
 def test_two_thousand_slices_without_torch_in_little_memory(folder, scan, tmp_path):
@@ -158,3 +238,60 @@ def test_real_scans(real, folder):
     rsna = predict_study(folder, real/'rsna2019_sample')
     assert rsna['files']['found'] == 21 and rsna['files']['answered'] == 17
     assert all(np.isfinite(list(o['probability'].values())).all() for o in rsna['studies'] if o['probability'])
+
+
+def test_dicom_out_is_linked_to_the_scan(folder, scan, tmp_path):
+    from ich_fastai.answer import write_answer
+    pytest.importorskip('highdicom')
+    found = write_answer(folder, with_uids(scan), tmp_path/'out', sr=True, sc=True)
+    (one,), headers = found['studies'], [pydicom.dcmread(o, stop_before_pixels=True) for o in scan.iterdir()]
+    sr = pydicom.dcmread(tmp_path/'out'/'report-1.dcm')
+    (series,) = sr.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert sr.StudyInstanceUID == headers[0].StudyInstanceUID and series.SeriesInstanceUID == headers[0].SeriesInstanceUID
+    assert {o.ReferencedSOPInstanceUID for o in series.ReferencedSOPSequence} == {o.SOPInstanceUID for o in headers}
+    text = sr.to_json()
+    assert 'RESEARCH' in sr.ContentQualification and 'NOT FOR DIAGNOSIS' in sr.SeriesDescription
+    assert all(w in text for w in (*one['probability'], *one['warnings'], found['model']['run'], found['model']['hash'][:12], found['model']['arch']))
+    pictures = sorted((tmp_path/'out'/'heat-1').iterdir())
+    assert len(pictures) == 3
+    for o in map(pydicom.dcmread, pictures):
+        assert o.ContentQualification == 'RESEARCH' and 'NOT FOR DIAGNOSIS' in o.SeriesDescription and o.pixel_array.shape == (512, 512, 3)
+        assert o.ReferencedSeriesSequence[0].SeriesInstanceUID == headers[0].SeriesInstanceUID
+        assert o.SourceImageSequence[0].ReferencedSOPInstanceUID in {h.SOPInstanceUID for h in headers}
+
+
+@pytest.mark.parametrize('tags', [{}, dict(SliceThickness=5., BodyPartExamined='HEAD', StudyDate='20260101', StudyTime='120000', StudyID='1', PatientName='A^B')], ids=['as in RSNA', 'whole header'])
+def test_dicom_out_validates(folder, scan, tmp_path, tags):
+    "By dciodvfy of dicom3tools: no error; the only terms it does not know are our own."
+    from ich_fastai.answer import write_answer
+    pytest.importorskip('highdicom')
+    if shutil.which('dciodvfy') is None: pytest.skip('dciodvfy is not installed: apt-get install dicom3tools')
+    write_answer(folder, with_uids(scan, **tags), tmp_path/'out', sr=True, sc=True)
+    for o in sorted((tmp_path/'out').rglob('*.dcm')):
+        said = subprocess.run(['dciodvfy', '-new', str(o)], capture_output=True, text=True, timeout=60)
+        lines = [k for k in (said.stdout + said.stderr).splitlines() if k.startswith(('Error', 'Warning'))]
+        strange = [k for k in lines if not ('99ICH' in k or not tags and 'needed to build DICOMDIR' in k)]
+        assert not strange, '\n'.join(strange)
+
+
+def test_dicom_out_of_ids_that_are_none_says_so(folder, scan, tmp_path):
+    "As in RSNA's files: one line, no warnings of a library, and the answer is there."
+    pytest.importorskip('highdicom')
+    done = predict(folder, scan, '--out', tmp_path/'out', '--sr', '--sc')
+    assert done.returncode == 1 and 'no valid SOP' in done.stderr and 'UserWarning' not in done.stderr and 'Traceback' not in done.stderr
+    assert (tmp_path/'out'/'prediction.json').exists() and not list((tmp_path/'out').rglob('*.dcm'))
+
+
+def test_both_modules_join_slices_alike():
+    "`levels` joins whole tables, `rules` one scan without pandas; the rules they share are the same."
+    import pandas as pd
+    from ich_fastai.levels import HOW
+    from ich_fastai.rules import RULES, join_slices
+    rng = np.random.default_rng(0)
+    p, by = rng.random((60, 2)) ** 3, np.repeat(np.arange(6), 10)
+    p[:10], p[10:20, 0] = 1, 0  # certain, and impossible
+    shared = sorted(set(HOW) & set(RULES))
+    assert shared == ['max', 'noisy_or', 'top3']
+    for rule in shared:
+        table = HOW[rule](pd.DataFrame(p, columns=['a', 'b']), by).to_numpy()
+        assert np.allclose(table, [join_slices(p[by == i], rule) for i in range(6)], rtol=0, atol=1e-14), rule
