@@ -144,13 +144,14 @@ def _card_html(text: str) -> Markup:
         else: out.append(f"<p>{' '.join(lines)}</p>")
     return Markup('\n'.join(out))
 
-def _band_words(triage: str, t: dict|None) -> str:
+def _band_words(triage: str, t: dict|None, p: float|None) -> str:
     "What a band was chosen for, and what it held where it was measured."
     if t is None or triage == 'no answer': return 'there is no probability of this scan, or no threshold'
     low, high = f"{t['rule_out']:.3g}", f"{t['urgent']:.3g}"
     said = {'rule out': f"{t['label']} is below {low}, which was chosen to keep {t['sensitivity']:.0%} of the {t['positive']} validation scans with a bleed",
             'urgent': f"{t['label']} is {high} or more, which was chosen to leave alone {t['specificity']:.0%} of the {t['scans'] - t['positive']} validation scans without a bleed",
             'look': f"{t['label']} is from {low} to below {high}: neither ruled out nor urgent"}[triage]
+    if triage == 'look' and p < t['rule_out']: return f"{t['label']} is below {low}, but no scan with a warning is ruled out"
     o = t['measured'] and t['measured']['bands'][triage]
     return f"{said}. Of {t['measured']['scans']} test scans {o['bleed'] + o['without']} came into this band, {o['bleed']} with a bleed." if o else f'{said}.'
 
@@ -173,7 +174,7 @@ def _facts(model: Model, o: dict, i: int, by_sop: dict, label: str, heats: int, 
     head += [(k, f'{f[k]:.2f} mm') for k in ('spacing', 'thickness', 'step') if f[k] is not None]
     if o['n_slices'] == 1: head.append(('file', o['slices'][0]['file']))
     elif folders != ['.']: head.append(('folder', ', '.join(folders[:3])))
-    return o | dict(name=name, head=head, says=_band_words(o['triage'], model.triage), look='look' if o['triage'] == 'rule out' and o['warnings'] else o['triage'].replace(' ', '-'), at=f"{p[label]:.3f}" if label in p else '', bars=[(k, v, k in lines) for k, v in p.items()], unfitted=any(k not in lines for k in p), heats=pictures,
+    return o | dict(name=name, head=head, says=_band_words(o['triage'], model.triage, p.get(model.label)), look=o['triage'].replace(' ', '-'), at=f"{p[label]:.3f}" if label in p else '', bars=[(k, v, k in lines) for k, v in p.items()], unfitted=any(k not in lines for k in p), heats=pictures,
                     shown='' if len(shown) == len(known) else f'{len(shown)} of {len(known)}, evenly thinned.',
                     strip=[dict(uri=image_uri(brain_grey(slice_picture(by_sop[s['sop']].data, model.about['input'])), 85, 96), alt=f"Slice at {_at(s)}, {label} {s[label]:.2f}", caption=f'{s[label]:.2f}', said='', mark='') for s in shown])
 

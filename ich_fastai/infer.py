@@ -248,6 +248,7 @@ def _series_answer(model: Model, one: dict, rows: Sequence[Slice]) -> dict:
         res['probability'] = {k: float(apply_line(s, a['study']['lines'][k])) if k in a['study']['lines'] else float(s) for k, s in zip(model.vocab, score)}
         t = model.triage
         if t is not None: res['triage'] = band(res['probability'][t['label']], (t['rule_out'], t['urgent']))
+        if res['triage'] == 'rule out' and warnings: res['triage'] = 'look'  # its threshold was chosen on other scans than this one
     res['slices'] = [dict(sop=o.row['sop'], file=o.file, z=_number(o.row.get('z')), status='answered' if o.p is not None else 'blank') | (dict(zip(model.vocab, map(float, o.p))) if o.p is not None else {}) for o in rows]
     res['quarantined'] = []
     return res
