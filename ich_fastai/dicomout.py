@@ -123,7 +123,9 @@ def write_sc(
         heat = model.heat(img, label)
         if heat is None: raise DicomOutError(f"{a['arch']} makes no maps, and so no heat maps.")
         px = cv2.resize(overlay(brain_grey(img), heat), (512, 512), interpolation=cv2.INTER_CUBIC)
-        for line, y in ((MARK, 20), (f"{label} {o[label]:.3f}, heat of {a['arch']}"[:60], 500)): cv2.putText(px, line, (8, y), cv2.FONT_HERSHEY_SIMPLEX, .5, (255, 255, 255), 1, cv2.LINE_AA)
+        for line, y in ((MARK, 20), (f"{label} {o[label]:.3f}, heat of {a['arch']}"[:60], 500)):
+            px[y - 16:y + 8] //= 4  # readable on any ground
+            cv2.putText(px, line, (8, y), cv2.FONT_HERSHEY_SIMPLEX, .5, (255, 255, 255), 1, cv2.LINE_AA)
         mm = one.row['crop'][2] * float(one.row['spacing_y']) / 512 if one.row.get('crop') is not None and one.row.get('spacing_y') else None
         sc = hd.sc.SCImage.from_ref_dataset(ref, px, 'RGB', 8, 'PATIENT', generate_uid(entropy_srcs=_seed(a, ref, 'sc')), number, generate_uid(entropy_srcs=_seed(a, ref, 'sc', str(ref.SOPInstanceUID))), i + 1, 'ich_fastai', pixel_spacing=None if mm is None else (mm, mm),
                                             patient_orientation=_orientation(ref), content_qualification='RESEARCH', series_description=f'{MARK}: heat of {label}'[:64], transfer_syntax_uid='1.2.840.10008.1.2.1')
