@@ -269,5 +269,5 @@ def learner_from(
 ) -> Learner: # raises `modelfolder.ModelError`
     "Make a Learner of a model folder."
     folder = read_folder(path)
-    folder.read('model.safetensors')  # its hash is checked
+    folder.check('model.safetensors')
     return TASKS[folder.about['task']][2](dls, folder.about['arch'], folder.path/'model.safetensors', **kwargs)

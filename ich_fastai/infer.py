@@ -102,7 +102,7 @@ def load_model(
     folder = read_folder(path)
     model = Model(folder, threads or n_cpus())
     for o in WEIGHTS:
-        if o in folder.about['weights'] and o != model.network: folder.read(o)  # its hash is checked
+        if o in folder.about['weights'] and o != model.network: folder.check(o)
     model.session(model.network)
     return model
 

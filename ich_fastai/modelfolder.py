@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,10 +38,26 @@ class ModelFolder:
         name: str, # one of `WEIGHTS`
     ) -> bytes: # raises `ModelError` where the file is not the one that was exported
         "Read a file of weights, and make sure that it is the one that pipeline.json speaks of."
-        try: data = (self.path/name).read_bytes()
-        except OSError as e: raise ModelError(f'{self.path/name} cannot be read ({e.strerror}); copy the model folder again.') from e
-        if hashlib.sha256(data).hexdigest() != self.about['weights'].get(name): raise ModelError(f'{self.path/name} is not the file that was exported: its hash differs from the one in pipeline.json. Copy the model folder again, from somebody you trust.')
+        data = next(self._pieces(name, -1), b'')
+        self._compare(name, hashlib.sha256(data))
         return data
+
+    def check(self,
+        name: str, # one of `WEIGHTS`
+    ) -> None: # raises `ModelError` as `read`
+        "Make sure that a file is the one that pipeline.json speaks of, without holding it in memory."
+        hashed = hashlib.sha256()
+        for o in self._pieces(name): hashed.update(o)
+        self._compare(name, hashed)
+
+    def _pieces(self, name: str, size: int = 2**20) -> Iterator[bytes]: # of so many bytes; -1: all at once
+        try:
+            with (self.path/name).open('rb') as f:
+                while piece := f.read(size): yield piece
+        except OSError as e: raise ModelError(f'{self.path/name} cannot be read ({e.strerror}); copy the model folder again.') from e
+
+    def _compare(self, name: str, hashed) -> None:
+        if hashed.hexdigest() != self.about['weights'].get(name): raise ModelError(f'{self.path/name} is not the file that was exported: its hash differs from the one in pipeline.json. Copy the model folder again, from somebody you trust.')
 
 # %% ../nbs/11a_modelfolder.ipynb #a35ba18d
 _ASIDE = '.DS_Store', 'Thumbs.db', 'desktop.ini' # what systems put into folders
