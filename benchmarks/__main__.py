@@ -20,7 +20,7 @@ PARTS = 'cleaning', 'metadata', 'loaders', 'workers', 'predicting'
 def arguments() -> argparse.Namespace:
     "What was asked for."
     p = argparse.ArgumentParser(prog='python -m benchmarks', description=__doc__)
-    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='run parts, and leave latest.md as it is')
+    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='run parts, and leave latest.md as it is for latest-PART.md')
     p.add_argument('--rounds', type=int, default=7, help='how often everything is timed; the table shows medians')
     p.add_argument('--quick', action='store_true', help='two rounds of 100 files, nothing saved')
     a = p.parse_args()
@@ -60,13 +60,13 @@ def about(result: dict) -> str:
             f"{m['system']}, Python {m['python']}; {packages}.\n"
             f"CPU time, medians of {result['rounds']} rounds, everybody in turn in one process with one thread.")
 
-def save(result: dict, whole: bool) -> None:
-    "Keep the result under its own name and, where it is of a whole run of at least five rounds, as the latest."
+def save(result: dict, parts: tuple) -> None: # parts: none, of a whole run
+    "Keep the result under its own name and, where it is of at least five rounds, as the latest of all parts or of these."
     short = hashlib.sha256(json.dumps(result).encode()).hexdigest()[:6]
     write_json(RESULTS/f"{result['date'][:10]}-{short}.json", result)
-    if not whole: return
+    if result['rounds'] < 5: return
     text = f"# Benchmarks\n\n{about(result)}\n\n{table(result['rows'])}\n"
-    (RESULTS/'latest.md').write_text(text, encoding='utf-8', newline='\n')
+    (RESULTS/f"latest{''.join(f'-{o}' for o in parts)}.md").write_text(text, encoding='utf-8', newline='\n')
 
 def main() -> int: # 0 all met, 1 not, 2 could not be run
     a = arguments()
@@ -92,7 +92,7 @@ def main() -> int: # 0 all met, 1 not, 2 could not be run
     result = dict(date=now, git=git_state(), machine=machine(), rounds=options['rounds'], rows=rows)
     print(table(rows))
     print(f'\n{about(result)}')
-    if not a.quick: save(result, tuple(a.only) == PARTS and a.rounds >= 5)
+    if not a.quick: save(result, () if tuple(a.only) == PARTS else a.only)
     missed = [o for o in rows if not o['met']]
     if missed: print(f'{len(missed)} of {len(rows)} lines are not met.', file=sys.stderr)
     return int(bool(missed))

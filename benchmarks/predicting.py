@@ -122,9 +122,10 @@ def rows_of(
     res.append(check(f'{arch}: the network in 8 bits', small.network, small.network == 'int8.onnx'))
     res.append(row(f'{arch}: one slice from its JPEG, 8 bits', 'learn.predict', ms['int8'], ms['fastai'], asked['slice8']))
     with tempfile.TemporaryDirectory() as made, learn.no_bar():
-        spent = timed({'ours': lambda: predict_study(model, tmp/'scan'), 'fastai': lambda: fastai_scan(learn, files, Path(made))}, min(rounds, 3))
+        spent = timed({'ours': lambda: predict_study(model, tmp/'scan'), 'int8': lambda: predict_study(small, tmp/'scan'), 'fastai': lambda: fastai_scan(learn, files, Path(made))}, min(rounds, 3))
     ms = {k: v * 1000 / SLICES for k, v in spent.items()}
     res.append(row(f'{arch}: a scan of {SLICES} from DICOM, warm, a slice of it', 'fastai.medical + learn.predict', ms['ours'], ms['fastai'], asked['scan']))
+    res.append(row(f'{arch}: the same in 8 bits', 'fastai.medical + learn.predict', ms['int8'], ms['fastai']))
     learn.export(tmp/'export.pkl')
     root = str(Path(__file__).parent.parent)
     cold = {'fastai': cpu_of(COLD_FASTAI.format(root=root, pickle=str(tmp/'export.pkl'), scan=str(tmp/'scan')), 1), 'ours': cpu_of(COLD_OURS.format(model=str(model.folder.path), scan=str(tmp/'scan')), min(rounds, 3))}
