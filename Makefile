@@ -60,7 +60,7 @@ prepare: $(STAMP)
 
 readme: $(STAMP)
 	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
-	@$(BIN)/python -c "from pathlib import Path; p = Path('README.md'); p.write_text(p.read_text(encoding='utf-8').replace('](images/', '](nbs/images/').strip() + '\n', encoding='utf-8')"
+	@$(BIN)/python -c "import re; from pathlib import Path; p = Path('README.md'); p.write_text(re.sub('\n{3,}', '\n\n', p.read_text(encoding='utf-8')).replace('](images/', '](nbs/images/').strip() + '\n', encoding='utf-8')"
 
 results: $(STAMP)
 	$(BIN)/python -c "from ich_fastai.results import write_results; print(write_results())"
