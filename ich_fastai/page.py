@@ -47,7 +47,7 @@ td.text { min-width: 12rem; } th { font-weight: 600; } thead th { vertical-align
 dt { font-weight: 600; } dd { margin: 0 0 .5rem; } summary { cursor: pointer; color: var(--link); }
 pre { background: #f5f6f7; padding: .7rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
 code { overflow-wrap: anywhere; } .warn { font-weight: 600; color: #8a3b00; }
-@media print { body { max-width: none; font-size: 10.5pt; padding: 0; } nav, .skip { display: none; } h2, h3, caption
+@media print { body { max-width: none; font-size: 10.5pt; padding: 0; } nav, .skip { display: none; } h2, h3, h4, caption
 { break-after: avoid; }
   .banner, .tile, tr { break-inside: avoid; } .scroll { overflow: visible; } details::details-content {
 content-visibility: visible; } }
