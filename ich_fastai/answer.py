@@ -45,7 +45,7 @@ of patients it knows nothing.{% endif %}</div>
 <section id="s{{ loop.index }}"><h2>{{ o.name }}</h2>
 <dl class="head">{% for k, v in o.head %}<dt>{{ k }}</dt><dd>{{ v }}</dd>{% endfor %}</dl>
 <div class="band {{ o.look }}" role="note"><b>{{ o.triage }}</b> {{ o.says }}
-{% if o.warnings %}<p class="warn">⚠ {{ 'Not to be relied on: this scan is not like those that the thresholds were chosen on.' if o.bars else 'Why:' }}</p>
+{% if o.warnings %}<p class="warn">⚠ {{ 'Why:' if not o.bars else 'To be known:' if o.comparable else 'Not to be relied on: this scan is not like those that the thresholds were chosen on.' }}</p>
 <ul>{% for w in o.warnings %}<li>{{ w }}</li>{% endfor %}</ul>{% endif %}</div>
 {% if o.bars %}
 <table class="bars"><caption>Probability for the scan</caption><tbody>
@@ -151,7 +151,7 @@ def _band_words(triage: str, t: dict|None, p: float|None) -> str:
     said = {'rule out': f"{t['label']} is below {low}, which was chosen to keep {t['sensitivity']:.0%} of the {t['positive']} validation scans with a bleed",
             'urgent': f"{t['label']} is {high} or more, which was chosen to leave alone {t['specificity']:.0%} of the {t['scans'] - t['positive']} validation scans without a bleed",
             'look': f"{t['label']} is from {low} to below {high}: neither ruled out nor urgent"}[triage]
-    if triage == 'look' and p < t['rule_out']: return f"{t['label']} is below {low}, but no scan with a warning is ruled out"
+    if triage == 'look' and p < t['rule_out']: return f"{t['label']} is below {low}, but no scan unlike the training is ruled out"
     o = t['measured'] and t['measured']['bands'][triage]
     return f"{said}. Of {t['measured']['scans']} test scans {o['bleed'] + o['without']} came into this band, {o['bleed']} with a bleed." if o else f'{said}.'
 

@@ -22,7 +22,7 @@ from .pixels import SHOWN, fit_into, read_rgb
 from .preprocess import clean_file, show
 from .rules import apply_line, band, join_slices
 from .source import Source, close_archives, find_files, open_source
-from .usual import scan_figures, unlike
+from .usual import scan_figures, uncompared, unlike
 
 # %% ../nbs/11b_infer.ipynb #687881b3
 @dataclass
@@ -242,7 +242,7 @@ def _series_answer(model: Model, one: dict, rows: Sequence[Slice]) -> dict:
     figures = scan_figures([o.row for o in known], one['n'], one['step'], p)
     warnings += unlike(figures, a['usual'] or {}) if known else ['no slice has brain in it: there is no answer']
     if known and a['study'] is None: warnings.append('this model says nothing of a whole scan: ' + a.get('why_no_study', 'it joins no slices'))
-    res = dict(study=one['study'], series=one['series'], n_slices=one['n'], n_answered=len(known), figures={k: _number(v) for k, v in figures.items()}, warnings=warnings, probability=None, triage='no answer')
+    res = dict(study=one['study'], series=one['series'], n_slices=one['n'], n_answered=len(known), figures={k: _number(v) for k, v in figures.items()}, warnings=warnings + (uncompared(figures, a['usual'] or {}) if known else []), comparable=not warnings, probability=None, triage='no answer')
     if known and a['study'] is not None:
         score = join_slices(p, a['study']['rule'])
         res['probability'] = {k: float(apply_line(s, a['study']['lines'][k])) if k in a['study']['lines'] else float(s) for k, s in zip(model.vocab, score)}

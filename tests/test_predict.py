@@ -125,6 +125,17 @@ def test_what_a_header_lacks_is_said(folder, scan, tag):
     assert any(MISSING[tag] in o for o in one['warnings']), one['warnings']
 
 
+def test_only_a_scan_like_the_training_is_ruled_out(folder, scan):
+    "What neither header says is told and does not stand in the way; what differs does."
+    from ich_fastai.infer import load_model, predict_study
+    model = load_model(folder)
+    model.about['study'] = dict(model.about['study'], triage=dict(label='any', rule_out=1.1, urgent=1.2))  # every probability is below
+    for usual, triage in (({}, 'rule out'), (dict(spacing=[.1, .2]), 'look')):
+        model.about['usual'] = usual
+        (one,) = predict_study(model, scan)['studies']
+        assert one['triage'] == triage and one['comparable'] == (triage == 'rule out') and any('not compared' in o for o in one['warnings']), one['warnings']
+
+
 def test_a_scan_for_bone_is_unlike_the_training(folder, scan):
     from ich_fastai.infer import predict_study
     for o in scan.iterdir(): edit(o, ConvolutionKernel='H70h')
