@@ -21,17 +21,17 @@ def read_study(
     fn: str|os.PathLike, # a study notebook, rendered
 ) -> dict: # `title`, `question`, `studies` (names of the runs it reads), `claims` (what the last cell that shows Markdown says)
     "Find what a study notebook asks and what it concludes."
-    cells, said = read_json(Path(fn))['cells'], _said(fn)
+    cells = read_json(Path(fn))['cells']
     head = [o for c in cells[:2] for o in ''.join(c['source']).splitlines() if o.strip()]
     code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
     names = re.findall(r"(?:\bstudy(?:, \w+)?\s*=\s*|grid_runs\()'(\w+)'", code)  # 'small' is the form that runs in tests and leaves no record
-    claims = '\n'.join(next((o for o in said[::-1] if o), []))
+    claims = '\n'.join(next((o for o in _said(cells)[::-1] if o), []))
     return dict(title=next(o[2:] for o in head if o.startswith('# ')), question=next((o[2:] for o in head if o.startswith('> ')), ''),
                 studies=[o for o in dict.fromkeys(names) if o != 'small'], claims=claims.splitlines())
 
-def _said(fn: str|os.PathLike) -> list[list[str]]:
+def _said(cells: list[dict]) -> list[list[str]]:
     "The Markdown that each cell shows."
-    return [[''.join(o['data']['text/markdown']) for o in c.get('outputs', ()) if 'text/markdown' in o.get('data', {})] for c in read_json(Path(fn))['cells']]
+    return [[''.join(o['data']['text/markdown']) for o in c.get('outputs', ()) if 'text/markdown' in o.get('data', {})] for c in cells]
 
 # %% ../nbs/14b_results.ipynb #0f3081c3
 BESIDE = '| | reported | measured here |' # how such a table begins
@@ -43,7 +43,7 @@ def side_by_side(
     "Join what the studies have beside their sources."
     rows = []
     for fn in sorted(Path(nbs).glob('[0-9]*.ipynb')):
-        tables = [o.splitlines() for cell in _said(fn) for o in cell if o.startswith(BESIDE)]
+        tables = [o.splitlines() for cell in _said(read_json(fn)['cells']) for o in cell if o.startswith(BESIDE)]
         rows += [f'{row} [{fn.stem[:2]}]({link}/{fn.name}) |' for t in tables for row in t[2:]]
     if not rows: raise IchError(f"No notebook in {nbs} shows a table that begins with '{BESIDE}'; run them first.")
     return Said('\n'.join([f'{BESIDE} study |', '|---|---|---|---|', *rows]))
