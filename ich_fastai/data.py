@@ -85,11 +85,12 @@ TFMS = dict(  # name -> (size in pixels -> batch transforms)
     ich=lambda size: _affine(do_flip=True, max_rotate=15.) + _blur(size),  # section 3.3 of the report
     shift=lambda size: _affine(do_flip=True, max_rotate=10., max_zoom=1.15),  # zooming in around a random point shifts
     photo=lambda size: _affine(do_flip=True, max_rotate=15., max_zoom=1.2, max_lighting=.4),  # photographs of screens differ in brightness and contrast
+    dihedral=lambda size: _affine(do_flip=True, flip_vert=True, max_rotate=45., max_zoom=1.2, max_lighting=.4),  # photo in any position: blood is blood whichever way a head lies
     tiny=lambda size: [RandomShift(size // 8)],  # 4 pixels of 32, as CIFAR is trained since He 2016
 )
 
 def ich_tfms(
-    name: str = 'ich', # a name of `TFMS`: none, flip, rotate, blur, ich (the three of them), shift, photo, tiny
+    name: str = 'ich', # a name of `TFMS`: none, flip, rotate, blur, ich (the three of them), shift, photo, dihedral, tiny
     size: int = 256, # side of the images in pixels
 ) -> list: # fastai batch transforms, normalisation not among them; raises `IchError` for another name
     "Return the augmentation of this name."

@@ -26,7 +26,7 @@ from .frames import split_by_patient
 from .learners import KeepRun, fit_stages, plan_stages
 from .measure import measure, measure_classes, predict_frame
 from .models import find_arch, load_weights
-from .runs import Run, environment, load_run, new_run, overall_accuracy, save_run
+from .runs import Run, environment, load_run, new_run, overall_accuracy, save_run, study_runs, trained_with
 from .tasks import TASKS, task_rows
 
 # %% ../nbs/10_train.ipynb #0ef2581e
@@ -35,6 +35,7 @@ def _train(task: str, args: dict) -> Run:
     begin = time.monotonic()
     a = SimpleNamespace(**args)
     arch = find_arch(a.arch)  # before the data: reading them may take an hour
+    if a.fixed and a.weights == 'none': raise IchError(f'fixed is {a.fixed}, and layers of random weights that stay as they are learn nothing; give weights, or fixed=0.')
     opened = open_dataset(a.data)
     labels, block, learner = TASKS[task]
     vocab = labels(opened, a)
@@ -47,7 +48,7 @@ def _train(task: str, args: dict) -> Run:
 
     def make(size: int): return make_dls(df, block(vocab, size=size, tfms=a.tfms, image=image_kind(df)), a.bs or arch.bs, a.num_workers)
     extra = dict(loss=a.loss) if task == 'multiclass' else {}
-    try: learn = learner(make(stages[state['stage'] if state else 0]['size']), a.arch, 'none' if state else a.weights, a.wd, a.fp16, run.path, opt=a.opt, **extra)
+    try: learn = learner(make(stages[state['stage'] if state else 0]['size']), a.arch, 'none' if state else a.weights, a.wd, a.fp16, run.path, opt=a.opt, fixed=a.fixed, **extra)
     except IchError:
         if not state: run.path.rmdir()  # nothing has begun
         raise
@@ -125,6 +126,7 @@ def train_binary(
     wd: float = .01, # weight decay
     opt: str = 'adam', # see `learners.OPTIMISERS`
     weights: str = 'imagenet', # 'imagenet', 'none' or a file
+    fixed: int = 0, # first layers of pretrained weights that stay as they are, see `learners.FixLayers`
     fp16: bool|str|None = None, # True: float16, 'bf16': bfloat16, False: neither; None: float16 where there is a GPU
     split: str = 'patient', # 'patient', or 'slice' as in the report, or 'series'
     valid: float = .2, # share of patients to choose by
@@ -156,6 +158,7 @@ def train_multilabel(
     wd: float = .01, # weight decay
     opt: str = 'adam', # see `learners.OPTIMISERS`
     weights: str = 'imagenet', # 'imagenet', 'none' or a file
+    fixed: int = 0, # first layers of pretrained weights that stay as they are, see `learners.FixLayers`
     fp16: bool|str|None = None, # True: float16, 'bf16': bfloat16, False: neither; None: float16 where there is a GPU
     split: str = 'patient', # 'patient', or 'slice' as in the report, or 'series'
     valid: float = .2, # share of patients to choose by
@@ -189,6 +192,7 @@ def train_multiclass(
     opt: str = 'adam', # see `learners.OPTIMISERS`
     loss: str = 'cross_entropy', # see `learners.LOSSES`
     weights: str = 'imagenet', # 'imagenet', 'none' or a file
+    fixed: int = 0, # first layers of pretrained weights that stay as they are, see `learners.FixLayers`
     fp16: bool|str|None = None, # True: float16, 'bf16': bfloat16, False: neither; None: float16 where there is a GPU
     split: str = 'patient', # 'patient', 'series' or 'slice'
     valid: float = .2, # share of patients to choose by
@@ -218,6 +222,7 @@ def cross_validate(
     seed: int = 42, # of folds and training; repeat r takes seed + r
     study: str = 'cv', # what the runs belong to
     results: str|os.PathLike = 'results', # folder that gets the records
+    resume: bool = False, # do not train folds again that the study has on record with the same arguments
     **kwargs, # further arguments of `train_fn`
 ) -> Run: # pooled held-out predictions in `preds`, figures over folds in `metrics`, the runs of the folds in `record['runs']`
     "Train and measure `train_fn` over stratified folds of patients."
@@ -229,13 +234,14 @@ def cross_validate(
     y = df['label'] if 'label' in df else df[label if label in df else opened.vocab[-1]]
     args = dict(train_fn=train_fn.__name__, data=opened.name, folds=folds, repeats=repeats, valid=valid, seed=seed, study=study) | kwargs
     cv = new_run('cross_validation', args, results)
-    runs, pooled = [], []
+    runs, pooled, known = [], [], study_runs(study, results) if resume else []
     for r in range(repeats):
         cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + r)
         for fold, (rest, held) in enumerate(cut.split(df, y, df.group)):
             inner = split_by_patient(df.iloc[rest], valid, 0., seed + r, 'any' if 'any' in df else None)
             one = pd.concat([inner, df.iloc[held].assign(split='test')], ignore_index=True)
-            runs.append(train_fn(replace(opened, frame=one), seed=seed + r, keep='last', study=study, results=results, **kwargs))
+            again = kwargs | dict(seed=seed + r, keep='last')
+            runs.append(_fold_on_record(known, train_fn, again | dict(data=opened.name), one) or train_fn(replace(opened, frame=one), study=study, results=results, **again))
             pooled.append(runs[-1].preds.query("split == 'test'").assign(repeat=r, fold=fold))
     cv.preds = pd.concat(pooled, ignore_index=True)
     vocab = runs[0].record['data']['vocab']
@@ -252,6 +258,12 @@ def cross_validate(
         cv.record['tta'] = dict(passes=kwargs['tta'], overall=card['overall'], labels=card['labels'], folds=again, over_folds=_over_folds(again))
     save_run(cv)
     return cv
+
+def _fold_on_record(known: list[Run], train_fn: Callable, want: dict, df: pd.DataFrame) -> Run|None:
+    "Find the run that held out the same rows and was trained with the same arguments on as many."
+    held, sides = set(df.fn[df.split == 'test']), df.split.value_counts().to_dict()
+    same = [o for o in known if o.preds is not None and o.record['data'].get('images') == sides and trained_with(o, train_fn, want)]
+    return next((o for o in same if set(o.preds.fn[o.preds.split == 'test']) == held), None)
 
 def _over_folds(folds: list[dict]) -> dict:
     "What single folds measured, in short."
