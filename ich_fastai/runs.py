@@ -151,5 +151,6 @@ def trained_with(
 ) -> bool: # whether it had these arguments, and for all others the defaults of today
     "Tell whether a run is what a call of `train_fn` would do again."
     defaults = {k: o.default for k, o in inspect.signature(train_fn).parameters.items() if o.default is not o.empty}
+    if set(run.args) - set(inspect.signature(train_fn).parameters) - set(want): return False  # it was told more
     # an argument that is younger than the run had its default then
     return all(run.args.get(k, plain(defaults.get(k))) == plain(v) for k, v in (defaults | dict(want)).items() if k not in FREE)

@@ -126,8 +126,9 @@ def auc_parts(
         each = np.hstack([_mean([rank_stats(t, c)[0] for t in [rank_tables(y[o], p[o], ids[o], ids.max() + 1) for o in at]]) for c in draws])
         drawn[name] = each[1:]
         low, high = interval(each[1:]) or (np.nan, np.nan)
-        if low == high and each[0] in (0, 1): low, high = wilson(each[0] * min(who), min(who))
-        rows[name] = row | dict(value=each[0], low=low, high=high, note='')
+        still = low == high and each[0] in (0, 1)
+        if still: (low, high), drawn[name] = wilson(each[0] * min(who), min(who)), None  # draws that never vary cannot say how far apart two parts are
+        rows[name] = row | dict(value=each[0], low=low, high=high, note='all apart: interval of Wilson, no comparison' if still else '')
     first = next(iter(parts))
     for name in list(parts)[1:]:
         if drawn[name] is None or drawn[first] is None: continue

@@ -227,7 +227,6 @@ def cross_validate(
 ) -> Run: # pooled held-out predictions in `preds`, figures over folds in `metrics`, the runs of the folds in `record['runs']`
     "Train and measure `train_fn` over stratified folds of patients."
     from sklearn.model_selection import StratifiedGroupKFold
-    begin = time.monotonic()
     opened = open_dataset(data)
     df = opened.frame
     label = kwargs.get('label', 'any')
@@ -251,7 +250,7 @@ def cross_validate(
     cv.metrics = dict(judge(cv.preds), on='held-out folds', folds=each, over_folds=_over_folds(each))
     cv.record = dict(function='cross_validate', date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), status='done',
                      data=dict(name=opened.name, hash=opened.hash, split=f'{folds} stratified folds by patient', vocab=vocab), data_kind=opened.kind,
-                     environment=runs[0].record['environment'], runs=[o.id for o in runs], seconds=round(time.monotonic() - begin, 1))
+                     environment=runs[0].record['environment'], runs=[o.id for o in runs], seconds=round(sum(o.record['seconds'] for o in runs), 1))
     if kwargs.get('tta'):
         card, found = judge(cv.preds.assign(**{f'p_{o}': cv.preds[f'tta_{o}'] for o in vocab})), [o.record['tta'] for o in runs]
         again = [o | dict(accuracy=t['classes']['accuracy'] if 'classes' in t else t['overall']['accuracy_multi'], auc=t['overall']['mean_auc']) for o, t in zip(each, found)]
