@@ -36,15 +36,17 @@ def git_state(
     except (OSError, subprocess.CalledProcessError): return dict(revision=None, dirty=None)
 
 def environment(
-    device: str = 'cpu', # where the network ran
-) -> dict: # git state, package versions, machine
+    device: str = 'cpu', # where the network ran, as torch names it
+) -> dict: # git state, package versions, machine; `device` is 'cpu' or the name of the GPU
     "Describe the code and the machine, without naming the user or the host."
+    import torch  # reading records does without
     versions = {}
     for o in PACKAGES:
         try: versions[o] = importlib.metadata.version(o)
         except importlib.metadata.PackageNotFoundError: versions[o] = None
     return dict(git=git_state(), versions=versions, python=platform.python_version(), system=platform.system(),
-                machine=platform.machine(), cpus=n_cpus(), device=str(device))
+                machine=platform.machine(), cpus=n_cpus(),
+                device=torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else str(device))
 
 # %% ../nbs/09_runs.ipynb #4bb8fc28
 @dataclass(repr=False)
