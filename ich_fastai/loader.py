@@ -107,7 +107,7 @@ class ToFloat(IntToFloatTensor):
 class NormalizeFast(Normalize):
     "fastai's `Normalize`, in place."
     def encodes(self, x: TensorImage):
-        if x.device.type != 'cpu' or not x.is_contiguous(memory_format=torch.channels_last): return x.sub_(self.mean).div_(self.std)
+        if x.device.type != 'cpu' or not x.is_contiguous(memory_format=torch.channels_last): return x.sub_(self.mean.to(x.device)).div_(self.std.to(x.device))
         mean, std = (o.flatten().cpu().repeat(x.shape[3]) for o in (self.mean, self.std))  # of a row of pixels
         for o in x.as_subclass(torch.Tensor).permute(0, 2, 3, 1).flatten(2): o.sub_(mean).div_(std)
         return x
@@ -138,7 +138,7 @@ class HUWindows(DisplayedTransform):
         n, _, h, w = x.shape
         if x.device.type != 'cpu' or x.dtype != torch.float32:
             lo, hi, scale, shift = (self._vec(x, o) for o in (self.lo, self.hi, self.scale, self.shift))
-            return TensorImage(x.as_subclass(torch.Tensor).float().clamp(lo, hi).mul_(scale).add_(shift))
+            return TensorImage(x.as_subclass(torch.Tensor).float().clamp(lo, hi).mul_(scale).add_(shift).contiguous(memory_format=torch.channels_last))
         batch, parts = self.room((n, h, w, len(self.lo)), np.float32), [np.empty((h, w), np.float32) for _ in self.lo]
         for (hu,), to in zip(x.numpy(), batch.numpy()):
             for part, lo, hi, scale, shift in zip(parts, self.lo, self.hi, self.scale, self.shift):

@@ -85,7 +85,7 @@ def test_a_batch_that_is_kept_never_changes(df):
     dl = make_dls(df, multilabel_block(size=64, tfms='none'), bs=4).valid
     kept = list(dl)
     same([x for x, _ in kept], [x.clone() for x, _ in dl])
-    x = kept[1][0][2:, 1].numpy()
+    x = kept[1][0][2:, 1].cpu().numpy()
     before = x.copy()
     del kept
     for _ in range(3): list(dl)

@@ -56,7 +56,7 @@ def test_saved_weights_give_the_saved_predictions(cleaned, tmp_path):
     load_weights(model, run.path/'model.safetensors')
     x = run.learn.dls.test_dl(run.preds[['fn']].iloc[:4]).one_batch()[0].cpu()
     with torch.no_grad(): p = model.eval()(x).softmax(1)[:, 1]
-    np.testing.assert_allclose(p.numpy(), run.preds.p_any[:4], atol=1e-5)
+    np.testing.assert_allclose(p.numpy(), run.preds.p_any[:4], atol=1e-5 if run.record['environment']['device'] == 'cpu' else 1e-3)  # a GPU rounds more
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for children')
