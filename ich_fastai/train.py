@@ -59,7 +59,7 @@ def _train(task: str, args: dict) -> Run:
         before = sum(o['seconds'] for o in keeper.rows)  # of the epochs that were done before the run was interrupted
     run.record |= dict(function=f'train_{task}', date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'), status='running',
                        data=dict(name=opened.name, hash=opened.hash, split=kind, vocab=list(vocab), **_sizes(df)), data_kind=opened.kind,
-                       environment=environment(learn.dls.device), stages=stages, batch=learn.dls.bs,
+                       **_where(learn.dls.device, run), stages=stages, batch=learn.dls.bs,
                        parameters=sum(o.numel() for o in learn.model.parameters()))
     save_run(run)
     try: lr = fit_stages(learn, keeper, stages, make, state['lr'] if state else a.lr, a.weights == 'none', state, a.schedule)
@@ -82,6 +82,11 @@ def _train(task: str, args: dict) -> Run:
     save_run(run)
     (run.path/'state.pth').unlink(missing_ok=True)
     return run
+
+def _where(device, run: Run) -> dict:
+    "Code and machine of a training; of one that was interrupted those of its beginning, too."
+    now = environment(device)
+    return dict(environment=now) if 'environment' not in run.record else dict(environment=run.record['environment'], resumed_in=now)
 
 def _judge(task: str, vocab: tuple, train: pd.DataFrame, a) -> Callable[[pd.DataFrame], dict]: # of predictions
     "Choose how predictions are measured; baselines are what was common among the training images."
