@@ -24,7 +24,7 @@ def output_size(
     room = w - f + 2 * p
     if room < 0: raise IchError(f'a filter of {f} does not fit into {w} + 2*{p} pixels; take a smaller filter or more padding.')
     if room % s and not floor:
-        raise IchError(f'steps of {s} do not come out even: (W - F + 2P) = {room} is no multiple of {s}, so the last {room % s} pixels would not be seen. '
+        raise IchError(f'steps of {s} do not come out even: (W - F + 2P) = {room} is no multiple of {s}, so the last {room % s} pixels of the padded image would not be seen. '
                        'Change padding or stride, or say floor=True.')
     return room // s + 1
 
