@@ -61,9 +61,10 @@ def plot_tradeoff(
     ax.plot(table[cost], table.accuracy, 'o', color=TRAIN, ms=5)
     right = table[cost].max()/3
     for name, x, y in zip(table.index, table[cost], table.accuracy):
-        left = x > right  # names of the slowest stand on their left
-        ax.annotate(name, (x, y), xytext=(-6 if left else 6, -3), textcoords='offset points', fontsize=9,
-                    ha='right' if left else 'left', va='top')
+        left = x > right  # names of the slowest stand on their left, and above the line that rises to them
+        above = left and name in front.index
+        ax.annotate(name, (x, y), xytext=(-6 if left else 6, 3 if above else -3), textcoords='offset points', fontsize=9,
+                    ha='right' if left else 'left', va='bottom' if above else 'top')
     ax.set_xscale('log')
     ax.figure.legend(fontsize=9, frameon=False, loc='outside upper center')
     return ax.figure

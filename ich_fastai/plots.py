@@ -11,7 +11,7 @@ __all__ = ['COLORS', 'GREY', 'TRAIN', 'VALID', 'label_color', 'new_axes', 'figur
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, product
 
 import matplotlib
 import numpy as np
@@ -101,8 +101,9 @@ def plot_curves(
     columns = [o for o in columns if o in log]
     if not columns: raise IchError(f'The log has none of these columns; it has {list(log.columns)}.')
     ax, at, best = new_axes('epoch', ylabel), np.arange(1, len(log) + 1), kept_epoch(log, keep)
-    for o, color in zip(columns, cycle((TRAIN, VALID, GREY, '#009E73', '#CC79A7', '#56B4E9'))):
-        ax.plot(at, log[o], color=color, marker='o', ms=3.5, label=say_column(o))
+    looks = product(('-', '--'), (TRAIN, VALID, GREY, '#009E73', '#CC79A7', '#56B4E9'))
+    for o, (line, color) in zip(columns, cycle(looks)):
+        ax.plot(at, log[o], line, color=color, marker='o', ms=3.5, label=say_column(o))
         ax.plot(at[best], log[o].iloc[best], 'o', ms=9, mfc='none', mec='black',
                 label='kept' if o == columns[-1] else None)
     if 'frozen' in log and log.frozen.any():
