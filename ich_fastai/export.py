@@ -70,7 +70,7 @@ class Highest(nn.Module):
     def forward(self, maps): return maps.amax((2, 3), keepdim=True)
 
 def _reduced(head: nn.Module) -> nn.Module:
-    "A copy of a head without adaptive maximum pooling, which PyTorch 2.11 cannot write for ONNX Runtime."
+    "A copy of a head without adaptive maximum pooling, which PyTorch 2.11 and older cannot write for ONNX Runtime."
     head = copy.deepcopy(head)
     for o in list(head.modules()):
         for name, pool in o.named_children():
