@@ -35,6 +35,8 @@ run: $(STAMP)
 
 # one thread a process: two notebooks with two threads each on two cores wait for each other most of the time
 test: export OMP_NUM_THREADS = 1
+# without it every folder of notebooks would make its own copy of the synthetic set
+test: export ICH_DATA ?= $(CURDIR)/data
 test: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
@@ -66,7 +68,7 @@ results: $(STAMP)
 	$(BIN)/python -c "from ich_fastai.results import write_results; print(write_results())"
 
 docs: $(STAMP)
-	$(BIN)/jupyter nbconvert --log-level WARN --to html nbs/*.ipynb nbs/studies/*.ipynb nbs/teaching/*.ipynb --output-dir _docs
+	$(BIN)/jupyter nbconvert --log-level WARN --to html nbs/*.ipynb nbs/*/*.ipynb --output-dir _docs
 	cp -r nbs/images _docs/
 	@echo 'The pages are in _docs; begin with _docs/index.html'
 

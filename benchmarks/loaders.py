@@ -16,7 +16,7 @@ from fastai.vision.core import imagenet_stats
 from ich_fastai.clean import clean_dicoms
 from ich_fastai.data import make_dls, multilabel_block
 from ich_fastai.datasets import load_folder
-from ich_fastai.reader import read_image
+from ich_fastai.images import read_image
 
 from .common import DATA, check, one_thread, phantom_files, quiet, row, timed
 
@@ -38,7 +38,7 @@ def frames(
 
 def loaders(
     df: pd.DataFrame,
-    image: str, # see `data.IMAGES`
+    image: str, # see `data.blocks.IMAGES`
     leave_out: tuple = (), # classes of transforms of the batch that are taken away; `object` takes all
     resize: bool = True,
 ) -> DataLoaders:

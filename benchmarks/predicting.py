@@ -13,7 +13,8 @@ from fastai.learner import Learner
 
 from ich_fastai import export
 from ich_fastai.clean import clean_dicoms
-from ich_fastai.infer import Model, load_model, predict_study, rgb_picture
+from ich_fastai.infer import Model, load_model, predict_study
+from ich_fastai.infer.predict import rgb_picture
 from ich_fastai.phantom import write_patient
 from ich_fastai.train import train_binary
 

@@ -69,10 +69,10 @@ def read_all(folder: Path) -> None:
     "In a child process: read the files of a folder, each against a time limit."
     import pydicom
     from ich_fastai.dicom import REASONS
-    from ich_fastai.plainfile import plain_tags
-    from ich_fastai.preprocess import clean_file
-    from ich_fastai.source import find_files, open_source
-    from ich_fastai.tags import pydicom_tags
+    from ich_fastai.dicom.plain import plain_tags
+    from ich_fastai.images.make import clean_file
+    from ich_fastai.dicom.source import find_files, open_source
+    from ich_fastai.dicom.tags import pydicom_tags
     warnings.simplefilter('ignore')
     opts = dict(size=32, windows=('brain',), crop=True, min_brain=0., format='jpg', quality=90, refuse=('contrast', 'bone'))
     src = open_source(folder)

@@ -37,7 +37,7 @@ def test_signatures():
     assert {'train_fn', 'data', 'folds', 'repeats'} <= set(defaults(cross_validate))
 
 
-@pytest.mark.parametrize('module', 'core dicom source frames clean phantom metrics runs cli pixels rules modelfolder infer dicomout answer app'.split())
+@pytest.mark.parametrize('module', 'core scan dicom dicom.source images frames clean phantom metrics runs cli infer infer.dicom_out infer.page infer.app'.split())
 def test_no_torch(module):
     "Reading, cleaning and measuring must not load torch."
     code = f"import sys, ich_fastai.{module}; sys.exit('torch' in sys.modules or 'fastai' in sys.modules)"

@@ -184,7 +184,7 @@ def test_only_this_machine_sees_it(app):
 
 
 def test_the_page_on_a_screen_a_phone_and_paper(folder, browser, scan, tmp_path):
-    from ich_fastai.answer import write_answer
+    from ich_fastai.infer.page import write_answer
     (scan/('a_note_' + 'without_a_blank_' * 12 + '.txt')).write_text('x')
     write_answer(folder, scan, tmp_path/'out')
     url = (tmp_path/'out'/'prediction.html').as_uri()

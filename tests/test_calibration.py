@@ -10,13 +10,15 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, roc_auc_score
 
-from ich_fastai.calibration import brier, calibration_table, ece, fit_temperature, reliability, scale
+from ich_fastai.metrics import brier, calibration_table, ece, reliability
+from ich_fastai.metrics.calibration import fit_temperature, scale
 from ich_fastai.cli import main
 from ich_fastai.core import LABELS, FrameError, IchError
-from ich_fastai.levels import HOW, add_volumes, by_group, by_volume, level_table, operating_points, paired_difference
+from ich_fastai.metrics import by_group, level_table, operating_points, paired_difference
+from ich_fastai.metrics.patients import HOW, add_volumes, by_volume
 from ich_fastai.metrics import report_card, resamples, threshold_for_sensitivity
 from ich_fastai.runs import new_run, save_run
-from ich_fastai.submission import kaggle_submission
+from ich_fastai.metrics.submission import kaggle_submission
 
 
 def made_up(seed=0, patients=40, slices=15, digits=3):

@@ -14,12 +14,12 @@ import pydicom
 import pytest
 from PIL import Image
 
-from ich_fastai.chest import NIH, PARTS, parse_age, split_findings, xray_gray
-from ich_fastai.cifar import CIFAR10, read_pickle
+from ich_fastai.datasets.chest import NIH, PARTS, parse_age, split_findings, xray_gray
+from ich_fastai.datasets.cifar import CIFAR10, read_pickle
 from ich_fastai.core import DataError, DicomError, FrameError, IchError
 from ich_fastai.datasets import Dataset, datasets, frame_vocab, load_dataset, open_dataset
 from ich_fastai.frames import audit_leakage, check_frame, near_duplicates
-from ich_fastai.registry import match_files, read_table
+from ich_fastai.datasets.files import match_files, read_table
 
 RNG = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import pytest
 
 from ich_fastai.core import DicomError
 from ich_fastai.dicom import WINDOWS, brain_box, crop_resize, pct_window, read_header, read_hu, read_slice, window
-from ich_fastai.hounsfield import is_wrapped, sign_extend
-from ich_fastai.slices import open_slices
+from ich_fastai.dicom.hounsfield import is_wrapped, sign_extend
+from ich_fastai.dicom import open_slices
 
 
 def ct(stored, **tags):
@@ -174,8 +174,8 @@ def test_enhanced_multi_frame():
 
 
 def test_plain_reader_and_pydicom_agree_on_all_files(real, raw):
-    from ich_fastai.plainfile import plain_tags
-    from ich_fastai.tags import pydicom_tags
+    from ich_fastai.dicom.plain import plain_tags
+    from ich_fastai.dicom.tags import pydicom_tags
     mine = 0
     for fn in [*real.glob('*/*.dcm'), *(raw/'stage_2_train').glob('*.dcm')]:
         data = fn.read_bytes()

@@ -20,11 +20,13 @@ from PIL import Image
 from torch import nn
 
 from ich_fastai.core import DataError, FrameError, IchError
-from ich_fastai.data import BINARY, binary_block, image_kind, make_dls, multiclass_block, multilabel_block
+from ich_fastai.data import binary_block, image_kind, make_dls, multiclass_block, multilabel_block
+from ich_fastai.data.blocks import BINARY
 from ich_fastai.datasets import load_dataset
 from ich_fastai.dicom import WINDOWS, window
-from ich_fastai.loader import FastImageBlock, HUBlock, HUWindows, ImageDL
-from ich_fastai.reader import ReadImages, ReadPlanes, Room, read_image, read_rgb
+from ich_fastai.data.loader import FastImageBlock, HUBlock, HUWindows, ImageDL
+from ich_fastai.data.reader import ReadImages, ReadPlanes, Room
+from ich_fastai.images import read_image, read_rgb
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 PAD = Resize(64, ResizeMethod.Pad, PadMode.Zeros)
@@ -118,8 +120,8 @@ def main():
     import pandas as pd, torch
     from fastai.data.core import Datasets
     from fastai.data.transforms import Categorize, ColReader
-    from ich_fastai.loader import ImageDL
-    from ich_fastai.reader import ReadImages, ReadPlanes
+    from ich_fastai.data.loader import ImageDL
+    from ich_fastai.data.reader import ReadImages, ReadPlanes
     multiprocessing.set_start_method('spawn')
     data = Datasets(pd.read_pickle(sys.argv[1]), n_inp=2, tfms=[
         [ColReader('fn'), ReadImages()], [ColReader('plane'), ReadPlanes()], [ColReader('label'), Categorize()]])

@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models as tv
 
-from ich_fastai import weights
+from ich_fastai.models import weights
 from ich_fastai.core import IchError, WeightsError
-from ich_fastai.models import (archs, create_model, find_arch, load_weights, read_weights, save_weights,
-                               split_body_head)
-from ich_fastai.networks import NETWORKS
+from ich_fastai.models import archs, create_model, find_arch, load_weights, read_weights, save_weights, split_body_head
+from ich_fastai.models.networks import NETWORKS
 
 # real files are beside the checkout on some machines only
 REAL = Path(os.environ.get('ICH_REAL_DATA') or Path(__file__).parents[2]/'shared'/'data')/'weights'

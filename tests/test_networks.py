@@ -11,11 +11,11 @@ from sklearn import metrics as sk
 from torch import nn
 from torchvision import models as tv
 
-from ich_fastai.classes import check_classes, class_numbers, class_report, class_table, confusion
+from ich_fastai.metrics.classes import check_classes, class_numbers, class_report, class_table, confusion
 from ich_fastai.core import FrameError, IchError, WeightsError
-from ich_fastai.cost import cost_table, count_macs, count_parameters, latency, memory_of, network_cost
+from ich_fastai.models.cost import cost_table, count_macs, count_parameters, latency, memory_of, network_cost
 from ich_fastai.models import archs, create_model, find_arch, save_weights, split_body_head
-from ich_fastai.networks import NETWORKS, lenet5, mobile_short
+from ich_fastai.models.networks import NETWORKS, lenet5, mobile_short
 
 PETS = ('cat', 'dog', 'fox')
 

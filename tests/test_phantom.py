@@ -7,7 +7,8 @@ import pydicom
 import pytest
 
 from ich_fastai.core import LABELS, SUBTYPES, IchError
-from ich_fastai.phantom import FLAVOURS, make_study, plan_patient, stored_values, write_phantom
+from ich_fastai.phantom import make_study, write_phantom
+from ich_fastai.phantom.files import FLAVOURS, plan_patient, stored_values
 
 ARGS = dict(patients=10, seed=3, size=128, n_slices=10)
 HEADER = {'SOPInstanceUID', 'Modality', 'PatientID', 'StudyInstanceUID', 'SeriesInstanceUID', 'StudyID',

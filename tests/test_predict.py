@@ -11,7 +11,7 @@ import pydicom
 import pytest
 
 from ich_fastai.core import DataError
-from ich_fastai.modelfolder import ModelError
+from ich_fastai.infer import ModelError
 
 CLI = [sys.executable, '-c', 'from ich_fastai.cli import main; raise SystemExit(main())']
 
@@ -58,7 +58,7 @@ def test_a_zip_gives_the_same_answer(folder, scan, tmp_path):
 
 
 def test_names_that_lead_outside_write_nothing(folder, scan, tmp_path):
-    from ich_fastai.answer import write_answer
+    from ich_fastai.infer.page import write_answer
     first = sorted(scan.iterdir())[5]
     with zipfile.ZipFile(tmp_path/'evil.zip', 'w') as z: z.write(first, '../../evil.dcm')
     before = sorted(o for o in tmp_path.rglob('*'))
@@ -165,7 +165,8 @@ def test_other_pixels_are_unlike_the_training(folder, scan):
 
 
 def test_several_scans_come_most_urgent_first(folder, tmp_path):
-    from ich_fastai.infer import QUEUE, predict_study
+    from ich_fastai.infer import predict_study
+    from ich_fastai.infer.predict import QUEUE
     from ich_fastai.phantom import write_patient
     (tmp_path/'many').mkdir()
     for i in range(4): write_patient(tmp_path/'many', 5, i, False, 128, 10)
@@ -252,7 +253,7 @@ def test_real_scans(real, folder):
 
 
 def test_dicom_out_is_linked_to_the_scan(folder, scan, tmp_path):
-    from ich_fastai.answer import write_answer
+    from ich_fastai.infer.page import write_answer
     pytest.importorskip('highdicom')
     found = write_answer(folder, with_uids(scan), tmp_path/'out', sr=True, sc=True)
     (one,), headers = found['studies'], [pydicom.dcmread(o, stop_before_pixels=True) for o in scan.iterdir()]
@@ -274,7 +275,7 @@ def test_dicom_out_is_linked_to_the_scan(folder, scan, tmp_path):
 @pytest.mark.parametrize('tags', [{}, dict(SliceThickness=5., BodyPartExamined='HEAD', StudyDate='20260101', StudyTime='120000', StudyID='1', PatientName='A^B')], ids=['as in RSNA', 'whole header'])
 def test_dicom_out_validates(folder, scan, tmp_path, tags):
     "By dciodvfy of dicom3tools: no error; the only terms it does not know are our own."
-    from ich_fastai.answer import write_answer
+    from ich_fastai.infer.page import write_answer
     pytest.importorskip('highdicom')
     if shutil.which('dciodvfy') is None: pytest.skip('dciodvfy is not installed: apt-get install dicom3tools')
     write_answer(folder, with_uids(scan, **tags), tmp_path/'out', sr=True, sc=True)
@@ -296,8 +297,8 @@ def test_dicom_out_of_ids_that_are_none_says_so(folder, scan, tmp_path):
 def test_both_modules_join_slices_alike():
     "`levels` joins whole tables, `rules` one scan without pandas; the rules they share are the same."
     import pandas as pd
-    from ich_fastai.levels import HOW
-    from ich_fastai.rules import RULES, join_slices
+    from ich_fastai.metrics.patients import HOW
+    from ich_fastai.scan import RULES, join_slices
     rng = np.random.default_rng(0)
     p, by = rng.random((60, 2)) ** 3, np.repeat(np.arange(6), 10)
     p[:10], p[10:20, 0] = 1, 0  # certain, and impossible

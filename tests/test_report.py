@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from ich_fastai.clean import MANIFEST
+from ich_fastai.clean.folder import MANIFEST
 from ich_fastai.core import LABELS, DataError, IchError
 from ich_fastai.metrics import report_card
 from ich_fastai.report import write_report
 from ich_fastai.runs import Run, save_run
-from ich_fastai.tables import report_tables
+from ich_fastai.report.facts import report_tables
 
 PATIENTS, SLICES = 12, 6
 

@@ -12,7 +12,8 @@ import pandas as pd
 import pydicom
 import pytest
 
-from ich_fastai import preprocess, slices, source
+from ich_fastai.dicom import slices, source
+from ich_fastai.images import make as preprocess
 from ich_fastai.clean import clean_dicoms, load_manifest
 from ich_fastai.core import DataError, DicomError, IchError, read_json
 from ich_fastai.dicom import read_hu
@@ -180,7 +181,7 @@ def test_frames_of_one_file(tmp_path):
 
 def test_nothing_needs_fork(raw, tmp_path):
     "Everything that goes to a worker process can be sent to one that was started afresh."
-    code = ("import multiprocessing as m\nfrom ich_fastai.preprocess import clean_files, describe_files\nfrom ich_fastai.source import open_source, find_files\n"
+    code = ("import multiprocessing as m\nfrom ich_fastai.images.make import clean_files, describe_files\nfrom ich_fastai.dicom.source import open_source, find_files\n"
             "from pathlib import Path\n"
             "def go(src, out, how):\n"
             "    s = open_source(src); n = find_files(s)[:8]\n"
@@ -197,7 +198,7 @@ def test_planes_go_all_the_way(raw, tmp_path):
     "A folder of planes is audited, trained on and looked at like one of pictures."
     from ich_fastai.datasets import load_dataset
     from ich_fastai.frames import audit_leakage
-    from ich_fastai.pictures import load_gray
+    from ich_fastai.plots import load_gray
     from ich_fastai.train import train_binary
     clean_dicoms(raw/'stage_2_train', tmp_path/'hu', labels=raw/'stage_2_train.csv', size=64, format='hu')
     df = load_dataset(tmp_path/'hu')

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ich_fastai.series import PROBLEMS, check_series, order_slices
+from ich_fastai.dicom.series import PROBLEMS, check_series, order_slices
 
 CORONAL = (1., 0., 0., 0., 0., -1.)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torchvision import models as tv
 
-from ..networks import lenet5, zfnet
+from ..models.networks import lenet5, zfnet
 
 # %% ../../nbs/teaching/55_famous_networks.ipynb #00d9fcb2
 COUNTED = (nn.Conv2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.BatchNorm2d)

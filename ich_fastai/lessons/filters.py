@@ -12,7 +12,7 @@ import numpy as np
 from ..core import IchError
 from ..dicom import WINDOWS, window
 from .sizes import conv, same_padding
-from ..study import make_study
+from ..phantom import make_study
 
 # %% ../../nbs/teaching/52_filters.ipynb #83243356
 def head_slice(

@@ -16,7 +16,7 @@ from ..dicom import WINDOWS, window
 from .convolution import dense
 from .layers import avg_pool, flatten, max_pool, relu, softmax
 from .sizes import conv
-from ..study import make_study
+from ..phantom import make_study
 
 # %% ../../nbs/teaching/54_training_by_hand.ipynb #d45b4be4
 STROKES = ('level', 'upright', 'falling', 'rising')

@@ -1,0 +1,2 @@
+"Runs in, one HTML page and its tables out."
+from .page import write_report

@@ -1,0 +1,1 @@
+"What the study notebooks share: grids of runs, exploration, features, shortcuts, results."
