@@ -14,7 +14,7 @@ from fastai.learner import Learner
 from ich_fastai import export
 from ich_fastai.clean import clean_dicoms
 from ich_fastai.infer import Model, load_model, predict_study
-from ich_fastai.infer.predict import rgb_picture
+from ich_fastai.images.make import rgb_input
 from ich_fastai.phantom import write_patient
 from ich_fastai.train import train_binary
 
@@ -111,13 +111,13 @@ def rows_of(
     one_scan = len(found['studies']) == 1 and found['files']['answered'] == SLICES
     pictures = sorted((tmp/'clean'/'images').iterdir())
     with quiet(), learn.no_bar(): theirs = np.array([float(learn.predict(o)[2][1]) for o in pictures[:SLICES]])
-    ours = np.array([model.predict(rgb_picture(str(o), SIZE)[None])[0, 0] for o in pictures[:SLICES]])
+    ours = np.array([model.predict(rgb_input(str(o), SIZE)[None])[0, 0] for o in pictures[:SLICES]])
     apart = float(np.abs(ours - theirs).max())
     res = [check(f'{arch}: probability of {SLICES} pictures, ours and learn.predict', f'{apart:.1e} apart at most', apart <= 1e-4),
            check(f'{arch}: the scan', f"{len(found['studies'])} series, {found['files']['answered']} slices answered", one_scan)]
     one = pictures[0]
     with learn.no_bar():
-        spent = timed({'ours': lambda: model.predict(rgb_picture(str(one), SIZE)[None]), 'int8': lambda: small.predict(rgb_picture(str(one), SIZE)[None]), 'fastai': lambda: learn.predict(one)}, rounds)
+        spent = timed({'ours': lambda: model.predict(rgb_input(str(one), SIZE)[None]), 'int8': lambda: small.predict(rgb_input(str(one), SIZE)[None]), 'fastai': lambda: learn.predict(one)}, rounds)
     ms = {k: v * 1000 for k, v in spent.items()}
     res.append(row(f'{arch}: one slice from its JPEG, 32 bits', 'learn.predict', ms['ours'], ms['fastai'], asked['slice']))
     res.append(check(f'{arch}: the network in 8 bits', small.network, small.network == 'int8.onnx'))

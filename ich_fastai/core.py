@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUBTYPES', 'LABELS', 'IchError', 'FrameError', 'DataError', 'WeightsError', 'DicomError', 'choose', 'data_root',
-           'atomic', 'plain', 'write_json', 'read_json', 'sha256', 'in_notebook', 'progress', 'keep_freed_memory',
-           'n_cpus', 'in_processes']
+           'atomic', 'plain', 'write_json', 'read_json', 'sha256', 'in_notebook', 'progress', 'MarkdownText',
+           'keep_freed_memory', 'n_cpus', 'in_processes']
 
 # %% ../nbs/00_core.ipynb #d5419706
 import contextlib
@@ -154,6 +154,11 @@ def progress(
             left = (now - start) / i * (total - i)
             print(f'{desc}: {i} of {total}, about {left:.0f} s left', file=sys.stderr, flush=True)
     if total: print(f'{desc}: {total} in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
+
+# %% ../nbs/00_core.ipynb #14ae40b7
+class MarkdownText(str):
+    "Text that a notebook shows as Markdown."
+    def _repr_markdown_(self): return str(self)
 
 # %% ../nbs/00_core.ipynb #59e096cf
 @functools.cache

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'FREE', 'git_state', 'environment', 'Run', 'new_run', 'save_run', 'load_run', 'overall_accuracy',
-           'runs_table', 'study_runs', 'trained_with']
+           'runs_table', 'study_runs', 'trained_with', 'keep_evidence', 'load_evidence']
 
 # %% ../nbs/11_runs.ipynb #b1bfeb6b
 import datetime
@@ -18,10 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ich_fastai
 import pandas as pd
 
-import ich_fastai
-from .core import IchError, choose, n_cpus, plain, read_json, write_json
+from .core import IchError, atomic, choose, n_cpus, plain, read_json, write_json
+from .metrics.patients import add_volumes
+from .metrics.submission import image_ids
 
 # %% ../nbs/11_runs.ipynb #7a2f3af0
 PACKAGES = 'ich_fastai fastai torch torchvision timm pydicom numpy pandas scikit-learn'.split()
@@ -156,3 +158,30 @@ def trained_with(
     if set(run.args) - set(inspect.signature(train_fn).parameters) - set(want): return False  # it was told more
     # an argument that is younger than the run had its default then
     return all(run.args.get(k, plain(defaults.get(k))) == plain(v) for k, v in (defaults | dict(want)).items() if k not in FREE)
+
+# %% ../nbs/11_runs.ipynb #a7ab52f3
+def keep_evidence(
+    run: Run, # with `preds`
+    truth: pd.DataFrame|None = None, # of a phantom: `sop`, `ml_<subtype>`, see `metrics.patients.add_volumes`
+    frame: pd.DataFrame|None = None, # of the data set: `fn`, `series`, to measure series as well
+) -> Path: # evidence.parquet in the run's folder; raises `IchError` where the predictions were not kept
+    "Write the predictions of a run so that they can go with its record."
+    if run.preds is None: raise IchError(f'The predictions of {run.id} were not kept; train it again.')
+    df = run.preds.assign(sop=image_ids(run.preds))
+    if frame is not None: df = df.merge(frame[['fn', 'series']], on='fn', how='left', validate='one_to_one')
+    if truth is not None: df = add_volumes(df, truth)
+    figures = [o for o in df if o.startswith(('p_', 'y_', 'ml_'))]
+    df = df[[o for o in ('sop', 'group', 'series', 'split') if o in df] + figures]
+    small = {o: 'Int8' if o.startswith('y_') else 'float32' for o in figures}
+    with atomic(run.path/'evidence.parquet') as tmp: df.astype(small).to_parquet(tmp, index=False)
+    return run.path/'evidence.parquet'
+
+def load_evidence(
+    run: Run,
+) -> pd.DataFrame: # as `run.preds`, with `sop` instead of `fn`; raises `IchError` where there is none
+    "Read what `keep_evidence` wrote."
+    fn = run.path/'evidence.parquet'
+    if not fn.is_file():
+        raise IchError(f'{run.id} has no evidence.parquet beside its run.json; write it with keep_evidence where its predictions are.')
+    df = pd.read_parquet(fn)
+    return df.astype({o: 'float64' for o in df if o.startswith(('p_', 'y_', 'ml_'))})

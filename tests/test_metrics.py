@@ -11,7 +11,7 @@ from sklearn.metrics import (accuracy_score, average_precision_score, brier_scor
 
 from ich_fastai.core import LABELS, FrameError, IchError
 from ich_fastai.metrics import accuracy_multi, auc, auc_ci, report_card, report_table, resamples, rsna_log_loss, threshold_for_sensitivity, wilson
-from ich_fastai.metrics.scores import rank_stats, rank_tables
+from ich_fastai.metrics.bootstrap import rank_stats, rank_tables
 
 
 def clustered(seed=0, patients=60, slices=15):

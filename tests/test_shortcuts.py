@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from ich_fastai.core import FrameError, IchError
-from ich_fastai.studies.headers import compare_preds
+from ich_fastai.metrics import compare_preds
 from ich_fastai.metrics import auc_ci
 from ich_fastai.studies.features import linear_probe
 from ich_fastai.studies.shortcuts import attach, auc_parts, balance_sources, border_features, cross_source, cross_table, join_sources, keep_region, probe_labels, region_copies, subgroup_auc, take_apart

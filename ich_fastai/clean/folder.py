@@ -27,7 +27,7 @@ from ..dicom.source import Source, find_files, open_source
 from ..dicom.windows import WINDOWS
 from ..frames.table import add_labels, read_labels
 from ..images.make import FORMATS, REFUSABLE, clean_files, describe_files, safe_name
-from ..images.planes import PLANES, PlaneFile
+from ..images.read import PLANES, PlaneFile
 
 # %% ../../nbs/06_clean/01_folder.ipynb #711d9507
 def _in_chunks(work, src: Source, names: Sequence, *args, workers: int|None, desc: str, chunk: int = 16) -> Iterator[list]:

@@ -22,7 +22,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ..core import LABELS, FrameError, choose
 from .loader import FastImageBlock, HUBlock, NormalizeFast
-from ..images.planes import PLANES, split_plane
+from ..images.read import PLANES, split_plane
 
 # %% ../../nbs/08_data/02_blocks.ipynb #fae4425f
 class RandomBlur(RandTransform):

@@ -18,9 +18,9 @@ import pandas as pd
 from ..core import DataError, DicomError, FrameError, atomic, in_processes, n_cpus, progress
 from .files import (IMAGES, Dataset, absent, find_homes, find_table, image_groups, list_files,
     match_files, plain_name, read_table)
-from ..dicom.slices import MAX_SIDE, _pydicom_pixels, read_bytes, read_dataset
+from ..dicom.slices import MAX_SIDE, decode_pixels, read_bytes, read_dataset
 from ..dicom.tags import pydicom_tags
-from ..dicom.windows import read_header
+from ..dicom.slices import read_header
 
 # %% ../../nbs/07_datasets/01_chest.ipynb #6e180512
 CHEST = () # the entries
@@ -163,7 +163,7 @@ def xray_gray(
         ds = read_dataset(buf)
         tags = pydicom_tags(ds)
         if not all(0 < tags.get(o, 0) <= MAX_SIDE for o in ('Rows', 'Columns')): raise DicomError('no_pixels', 'no rows and columns, or too many')
-        px = _pydicom_pixels(ds, tags, 0)
+        px = decode_pixels(ds, tags, 0)
         try:
             if px.ndim == 3: px = px.mean(-1)  # a colour image of a grey film
             else: px = apply_voi_lut(apply_modality_lut(px, ds), ds)

@@ -27,7 +27,7 @@ from PIL import Image
 
 from ..core import DataError, atomic, progress
 from .files import Dataset, absent, find_homes, list_files
-from ..images.planes import PIXELS
+from ..images.read import PIXELS
 
 # %% ../../nbs/07_datasets/02_cifar.ipynb #f3067fe8
 _NAMES = {(m, o) for m, some in dict.fromkeys(('numpy.core.multiarray', 'numpy._core.multiarray'), ('_reconstruct', 'scalar')).items() for o in some} | {

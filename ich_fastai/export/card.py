@@ -6,7 +6,7 @@
 __all__ = ['model_card']
 
 # %% ../../nbs/18_export/02_card.ipynb #8d750934
-from ..report.wording import say_number
+from ..metrics.compare import say_number
 from ..runs import Run, overall_accuracy
 
 # %% ../../nbs/18_export/02_card.ipynb #06c35339

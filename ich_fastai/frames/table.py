@@ -4,21 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rsna_labels', 'read_labels', 'add_labels', 'check_frame', 'split_by_patient', 'split_by_slice',
-           'shuffle_labels', 'image_hash', 'near_hashes', 'likeness', 'near_duplicates', 'audit_leakage']
+           'shuffle_labels']
 
 # %% ../../nbs/05_frames/01_table.ipynb #dd56cbfb
-import functools
-import hashlib
 import os
-import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..core import LABELS, SUBTYPES, DataError, FrameError, progress, sha256
-from ..images.planes import open_planes, read_plane, split_plane
+from ..core import DataError, FrameError, LABELS, SUBTYPES
 
 # %% ../../nbs/05_frames/01_table.ipynb #9badcb50
 def _name_some(o, n: int = 3) -> str:
@@ -164,127 +159,3 @@ def _cut(ids: np.ndarray, y: np.ndarray, valid: float, test: float, seed: int, w
         *rest_ids, y_keep, _ = train_test_split(*rest, test_size=n, random_state=seed, stratify=strata)
         rest, part = (rest_ids[0], y_keep), part | dict.fromkeys(rest_ids[1], name)
     return part | dict.fromkeys(rest[0], 'train')
-
-# %% ../../nbs/05_frames/01_table.ipynb #38ce0f6a
-def _gray(fn: Path, open: Callable) -> np.ndarray:
-    "Grey picture, uint8, its black border cut off; a plane of HU as the brain window shows it."
-    import cv2  # imported here: label tables need no OpenCV
-    if split_plane(fn):
-        img = read_plane(fn, open)
-        img = cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_RGB2GRAY) if img.ndim == 3 else (np.clip(img, 0, 80) * 3.1875).astype(np.uint8)
-    else:
-        try: img = cv2.imdecode(np.fromfile(fn, np.uint8), cv2.IMREAD_GRAYSCALE)
-        except (OSError, cv2.error): img = None
-        if img is None: raise DataError(f'The image {fn} cannot be read; make it anew, or leave it out.')
-    bright = img > max(16, .08 * img.max())
-    rows, cols = (np.flatnonzero(bright.mean(axis) > .02) for axis in (1, 0))  # a letter in the border is not the picture
-    return img[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1] if len(rows) and len(cols) else img
-
-def image_hash(
-    img: np.ndarray, # uint8 (rows, columns)
-) -> np.ndarray: # 256 bits, bool
-    "Say for 16 x 16 places whether the picture grows brighter to the right."
-    import cv2
-    small = cv2.resize(img, (17, 16), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return (small[:, 1:] > small[:, :-1]).ravel()
-
-def near_hashes(
-    bits: np.ndarray, # bool (n, 256)
-    distance: int, # how many bits may differ
-    sides: np.ndarray|None = None, # integers (n,): only pairs with two of them are wanted
-    most: int = 20_000, # pairs; where there are more, `distance` is lowered until there are not
-) -> tuple[np.ndarray, int]: # (pairs, 3): two numbers and their distance; and the distance that was kept to; raises `DataError`
-    "Find the pairs of hashes that differ little."
-    x = bits.astype(np.float32) * 2 - 1
-    found = np.empty((0, 3), np.int32)
-    for k in range(0, len(x), 512):
-        near = (bits.shape[1] - x[k:k + 512] @ x[k:].T) / 2
-        a, b = np.nonzero(near <= distance)
-        a, b, d = (o[a < b] for o in (a, b, near[a, b]))
-        new = np.stack([a + k, b + k, d.astype(np.int32)], 1).astype(np.int32)
-        if sides is not None: new = new[sides[new[:, 0]] != sides[new[:, 1]]]
-        found = np.concatenate([found, new])
-        if len(found) > most:
-            distance = int(np.searchsorted(np.bincount(found[:, 2]).cumsum(), most, side='right')) - 1
-            if distance < 0: raise DataError(f'More than {most:,} pairs of pictures have one and the same hash: leave out copies, or blank pictures, first.')
-            found = found[found[:, 2] <= distance]
-    return found, distance
-
-# %% ../../nbs/05_frames/01_table.ipynb #94f5b5f5
-def likeness(
-    a: np.ndarray, # uint8 (rows, columns)
-    b: np.ndarray, # uint8, of any other size
-    side: int = 96, # pixels that both are shrunk to
-) -> float: # at most 1; 0 where they cannot be laid over each other
-    "Lay one picture over the other, and correlate the fine detail."
-    import cv2
-    a, b = (cv2.resize(o, (side, side), interpolation=cv2.INTER_AREA).astype(np.float32) for o in (a, b))
-    try: _, warp = cv2.findTransformECC(a, b, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, (3, 30, 1e-4), None, 5)
-    except cv2.error: return 0.  # it does not converge: they have nothing in common
-    def laid(o): return cv2.warpAffine(o, warp, (side, side), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    inner = np.zeros_like(a)
-    inner[side // 16:-(side // 16), side // 16:-(side // 16)] = 1
-    both = (laid(inner) > .99) & (inner > 0)  # what one of them does not show cannot be compared
-    if both.mean() < .5: return 0.
-    a, b = (o - cv2.GaussianBlur(o, (0, 0), 4) for o in (a, b))
-    a, b = a[both], laid(b)[both]
-    a, b = (np.clip(o, *np.percentile(o, [2, 98])) for o in (a, b))  # else the rim of the skull outvotes all
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else 0.
-
-def near_duplicates(
-    fns: Sequence[str|os.PathLike], # pictures, or planes of a cache
-    distance: int = 48, # bits of 256 in which the hashes of a candidate pair may differ
-    alike: float|None = None, # the least correlation of the fine detail of a pair; None takes .97, and .7 for pictures of 32 pixels and less
-    sides: Sequence|None = None, # of the split, one a picture: only pairs on two sides are then looked for
-    most: int = 20_000, # candidates that are compared, 2 ms each; where there are more, `distance` is lowered, with a warning
-) -> pd.DataFrame: # a row a pair, most alike first: `a` and `b` as in `fns`, `distance`, `alike`; raises `DataError`
-    "Find pictures that are there twice, moved, scaled, brightened or compressed."
-    if len(fns) < 2: return pd.DataFrame(columns=['a', 'b', 'distance', 'alike'])
-    open = functools.cache(open_planes)
-    show = functools.lru_cache(2048)(lambda i: _gray(Path(fns[i]), open))
-    bits, plain = np.empty((len(fns), 256), bool), np.empty(len(fns), bool)
-    fns = list(fns)
-    for i in progress(range(len(fns)), len(fns), 'Hashing pictures'):
-        img = _gray(Path(fns[i]), open)
-        bits[i], plain[i] = image_hash(img), img.std() < 2
-    kept = np.flatnonzero(~plain)  # blank pictures all look the same
-    codes = None if sides is None else pd.factorize(pd.Series(list(sides)))[0][kept]
-    found, used = near_hashes(bits[kept], distance, codes, most)
-    if used < distance:
-        warnings.warn(f'More than {most:,} pairs of pictures differ in at most {distance} of 256 bits: only those within {used} bits were compared.')
-    pairs = found[np.lexsort((found[:, 1], found[:, 0]))]
-    rows = []
-    for a, b, d in progress(pairs, len(pairs), 'Comparing candidates'):
-        a, b = kept[a], kept[b]
-        least = alike if alike is not None else .7 if max(*show(a).shape, *show(b).shape) <= 32 else .97
-        if (same := likeness(show(a), show(b))) >= least: rows.append((fns[a], fns[b], int(d), same))
-    return pd.DataFrame(rows, columns=['a', 'b', 'distance', 'alike']).sort_values('alike', ascending=False, kind='stable').reset_index(drop=True)
-
-# %% ../../nbs/05_frames/01_table.ipynb #cbd69901
-def _content(fn: Path, open: Callable) -> str|None:
-    "Hash of a picture, or of a plane such as `hu.npy/000012`; None where there is no such file."
-    if split_plane(fn) and fn.parent.is_file(): return hashlib.sha256(np.ascontiguousarray(read_plane(fn, open))).hexdigest()
-    return sha256(fn) if fn.is_file() else None
-
-def audit_leakage(
-    df: pd.DataFrame, # a frame with `split`
-    root: str|os.PathLike|None = None, # folder that `fn` is relative to; with it, or with absolute names, files are compared too
-    near: bool = False, # look for near duplicates as well, see `near_duplicates`
-) -> dict: # `leaks` (bool), `groups`, `studies`, `series`: names on two sides; `same_file`, `near_same`: pairs of names; `images`, `patients` a split
-    "Find what stands on two sides of a split."
-    res = {}
-    for col, name in ('group', 'groups'), ('study', 'studies'), ('series', 'series'):
-        if col in df: res[name] = sorted(df.groupby(col).split.nunique().loc[lambda o: o > 1].index.astype(str))
-    open = functools.cache(open_planes)  # a set of tiny pictures is one file
-    hashes = pd.Series([_content(Path(root or '', o), open) for o in df.fn], df.index)
-    twice = df.assign(h=hashes).dropna(subset='h').groupby('h').filter(lambda o: o.split.nunique() > 1)
-    res['same_file'] = [sorted(o.fn.astype(str)) for _, o in twice.groupby('h')]
-    res['files_compared'] = int(hashes.notna().sum())
-    if near:
-        there = df[hashes.notna()]
-        names = {str(Path(root or '', o)): str(o) for o in there.fn}
-        pairs = near_duplicates(list(names), sides=there.split)
-        res['near_same'] = [sorted([names[a], names[b]]) for a, b in zip(pairs.a, pairs.b)]
-    res['images'] = df.split.value_counts().to_dict()
-    res['patients'] = df.groupby('split').group.nunique().to_dict()
-    return dict(leaks=any(bool(res.get(o)) for o in ('groups', 'studies', 'series', 'same_file', 'near_same'))) | res

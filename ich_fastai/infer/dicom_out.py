@@ -19,8 +19,9 @@ import numpy as np
 from .. import __version__
 from ..core import IchError, atomic
 from ..dicom.source import locate, open_source
-from ..images.pixels import overlay
-from .predict import Model, Slice, brain_grey, slice_picture, top_slices
+from ..images.read import overlay
+from ..images.make import brain_grey, network_input
+from .predict import Model, Slice, top_slices
 
 # %% ../../nbs/17_infer/02_dicom_out.ipynb #abff5f51
 MARK = 'RESEARCH ONLY - NOT FOR DIAGNOSIS'
@@ -119,7 +120,7 @@ def write_sc(
     by_sop, made = {o.row['sop']: o for o in slices if o.p is not None}, []
     for i, o in enumerate(top_slices(study, label, top)):
         ref, one = headers[o['file']], by_sop[o['sop']]
-        img = slice_picture(one.data, a['input'])
+        img = network_input(one.data, a['input'])
         heat = model.heat(img, label)
         if heat is None: raise DicomOutError(f"{a['arch']} makes no maps, and so no heat maps.")
         px = cv2.resize(overlay(brain_grey(img), heat), (512, 512), interpolation=cv2.INTER_CUBIC)

@@ -18,9 +18,10 @@ from markupsafe import Markup, escape
 
 from .. import __version__
 from ..core import atomic, write_json
-from ..images.pixels import image_uri, overlay
+from ..images.read import image_uri, overlay
 from .dicom_out import write_dicom
-from .predict import Model, Slice, answer, brain_grey, predict_slices, slice_picture, top_slices
+from ..images.make import brain_grey, network_input
+from .predict import Model, Slice, answer, predict_slices, top_slices
 from ..pages import MACROS, STYLE
 
 # %% ../../nbs/17_infer/03_page.ipynb #a6adb583
@@ -163,7 +164,7 @@ def _facts(model: Model, o: dict, i: int, by_sop: dict, label: str, heats: int, 
     shown = [known[j] for j in np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).round().astype(int))] if known else []
     pictures = []
     for s in top:
-        img = slice_picture(by_sop[s['sop']].data, model.about['input'])
+        img = network_input(by_sop[s['sop']].data, model.about['input'])
         grey, heat, words = brain_grey(img), model.heat(img, label), f"{label} {s[label]:.3f}, {_at(s)}"
         pictures.append([dict(uri=image_uri(grey, 85, 256), alt=f'Slice, {words}', caption=words, said='', mark='')])
         if heat is not None: pictures[-1].append(dict(uri=image_uri(overlay(grey, heat), 85, 256), alt=f'The same slice with the heat of {label}', caption=f'heat of {label}', said='', mark=''))
@@ -176,6 +177,6 @@ def _facts(model: Model, o: dict, i: int, by_sop: dict, label: str, heats: int, 
     elif folders != ['.']: head.append(('folder', ', '.join(folders[:3])))
     return o | dict(name=name, head=head, says=_band_words(o['triage'], model.triage, p.get(model.label)), look=o['triage'].replace(' ', '-'), at=f"{p[label]:.3f}" if label in p else '', bars=[(k, v, k in lines) for k, v in p.items()], unfitted=any(k not in lines for k in p), heats=pictures,
                     shown='' if len(shown) == len(known) else f'{len(shown)} of {len(known)}, evenly thinned.',
-                    strip=[dict(uri=image_uri(brain_grey(slice_picture(by_sop[s['sop']].data, model.about['input'])), 85, 96), alt=f"Slice at {_at(s)}, {label} {s[label]:.2f}", caption=f'{s[label]:.2f}', said='', mark='') for s in shown])
+                    strip=[dict(uri=image_uri(brain_grey(network_input(by_sop[s['sop']].data, model.about['input'])), 85, 96), alt=f"Slice at {_at(s)}, {label} {s[label]:.2f}", caption=f'{s[label]:.2f}', said='', mark='') for s in shown])
 
 def _at(s: dict) -> str: return 'height unknown' if s['z'] is None else f"z {s['z']:+.0f} mm"

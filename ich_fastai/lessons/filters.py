@@ -10,9 +10,9 @@ __all__ = ['FILTERS', 'SOBEL', 'head_slice', 'apply_filter', 'simple_pictures', 
 import numpy as np
 
 from ..core import IchError
-from ..dicom import WINDOWS, window
+from ..dicom.windows import WINDOWS, window
 from .sizes import conv, same_padding
-from ..phantom import make_study
+from ..phantom.study import make_study
 
 # %% ../../nbs/teaching/52_filters.ipynb #83243356
 def head_slice(

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..core import IchError
-from ..dicom import WINDOWS, window
+from ..dicom.windows import WINDOWS, window
 from .convolution import dense
 from .layers import avg_pool, flatten, max_pool, relu, softmax
 from .sizes import conv
-from ..phantom import make_study
+from ..phantom.study import make_study
 
 # %% ../../nbs/teaching/54_training_by_hand.ipynb #d45b4be4
 STROKES = ('level', 'upright', 'falling', 'rising')

@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
 from ..core import FrameError, IchError
-from .scores import _one_label, check_preds, interval, resamples, shares, wilson
+from .bootstrap import one_label, check_preds, interval, resamples, shares, wilson
 
 # %% ../../nbs/10_metrics/02_calibration.ipynb #4444c973
 def reliability(
@@ -29,7 +29,7 @@ def reliability(
     "Put the mean probability of each bin beside the share of images that are positive."
     if equal not in ('count', 'width'): raise IchError(f"bins are of equal 'count' or 'width', not '{equal}'.")
     if bins < 1: raise IchError(f'{bins} bins hold nothing; ask for one or more.')
-    y, p, ids = _one_label(y, p, groups)
+    y, p, ids = one_label(y, p, groups)
     edges = np.linspace(0, 1, bins + 1)
     if equal == 'count': edges = np.quantile(p, edges)
     df = pd.DataFrame(dict(bin=np.searchsorted(edges[1:-1], p), p=p, y=y, who=ids)).groupby('bin')
@@ -84,7 +84,7 @@ def fit_temperature(
 ) -> float: # raises `IchError` where no temperature between those of `TEMPERATURES` is best
     "Find the temperature with the smallest log loss."
     y, p, _ = check_preds(y, p)
-    y, p, _ = _one_label(y.ravel(), p.ravel())
+    y, p, _ = one_label(y.ravel(), p.ravel())
     z = logit(np.clip(p, CLIP, 1 - CLIP)) * np.where(y == 1, -1, 1)  # above 0: on the wrong side
     low, high = np.log(TEMPERATURES)
     best = minimize_scalar(lambda t: np.logaddexp(0, z / np.exp(t)).mean(), bounds=(low, high), method='bounded').x

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..core import FrameError, plain
-from .scores import check_preds, interval, rank_stats, rank_tables, resamples, wilson
+from .bootstrap import check_preds, interval, rank_stats, rank_tables, resamples, wilson
 
 # %% ../../nbs/10_metrics/03_classes.ipynb #52fd5623
 def class_numbers(

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..core import LABELS, IchError
-from ..metrics.scores import resamples
+from ..metrics.bootstrap import resamples
 
 # %% ../../nbs/14_plots/00_runs.ipynb #70e65755
 COLORS = dict(zip(LABELS, ('#0072B2', '#D55E00', '#009E73', '#B5588F', '#C98A00', '#333333')))
@@ -77,7 +77,7 @@ def plot_lr_find(
 
 # %% ../../nbs/14_plots/00_runs.ipynb #59939d3c
 def kept_epoch(
-    log: pd.DataFrame, # a row an epoch, see `train.learners.KeepRun`
+    log: pd.DataFrame, # a row an epoch, see `train.fit.KeepRun`
     keep: str = 'best', # 'best' by validation loss in the last stage, or 'last'
 ) -> int: # row of the log
     "Tell which epoch's weights were kept."

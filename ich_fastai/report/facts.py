@@ -15,8 +15,8 @@ import pandas as pd
 
 from ..clean.folder import MANIFEST, load_manifest
 from ..core import DataError, IchError, read_json
-from ..dicom.windows import REASONS
-from ..frames.table import audit_leakage
+from ..dicom.slices import REASONS
+from ..frames.leaks import audit_leakage
 from ..runs import Run, load_run
 
 # %% ../../nbs/16_report/00_facts.ipynb #be690bd6

@@ -17,7 +17,7 @@ import pandas as pd
 from .. import __version__
 from ..clean.folder import load_manifest
 from ..core import IchError, atomic
-from ..images.pixels import image_uri
+from ..images.read import image_uri
 from ..metrics.scores import report_table
 from ..pages import render
 from ..plots.examples import load_gray, pick_images
@@ -27,8 +27,8 @@ from .evidence import (calibration_facts, calibration_words, compare_words, evid
     level_words, point_words, side_by_side, sides)
 from .facts import (audit_words, cleaning_facts, get_runs, grey_card, kind_of, label_counts,
     report_tables, result_table, short, side_table, split_frame)
-from ich_fastai.report.wording import (cleaning_words, limit_words, made_words, measured_words, run_name, say_number,
-    text_table)
+from ..metrics.compare import say_number
+from .wording import cleaning_words, limit_words, made_words, measured_words, run_name, text_table
 from ..runs import Run
 
 # %% ../../nbs/16_report/02_page.ipynb #30285a40

@@ -15,8 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..core import FrameError
-from ..dicom.windows import read_slice
-from ..metrics.scores import interval, resamples, shares, wilson
+from ..dicom.slices import read_slice
+from ..metrics.bootstrap import interval, resamples, shares, wilson
 
 # %% ../../nbs/19_studies/01_explore.ipynb #c675bd4b
 def label_counts(

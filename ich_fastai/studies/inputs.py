@@ -18,7 +18,7 @@ from ..clean.folder import load_manifest
 from ..core import FrameError, atomic, choose, progress, write_json
 from ..dicom.windows import WINDOWS, hist_bins, hist_scaled, window
 from ..images.make import show
-from ..images.planes import open_planes, read_plane
+from ..images.read import open_planes, read_plane
 
 # %% ../../nbs/19_studies/05_inputs.ipynb #8ed99790
 def _three(hu, row, whole) -> np.ndarray: return show(hu, ('brain', 'subdural', 'soft'))

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core import IchError, atomic, read_json
 from ..runs import Run, study_runs
-from .grid import Said
+from ..core import MarkdownText
 
 # %% ../../nbs/19_studies/06_results.ipynb #97ecec63
 def read_study(
@@ -39,14 +39,14 @@ BESIDE = '| | reported | measured here |' # how such a table begins
 def side_by_side(
     nbs: str|os.PathLike = 'nbs/studies', # folder of the study notebooks
     link: str = 'nbs/studies', # the same, as the page links to it
-) -> Said: # a Markdown table; raises `IchError` where no notebook has one
+) -> MarkdownText: # a Markdown table; raises `IchError` where no notebook has one
     "Join what the studies have beside their sources."
     rows = []
     for fn in sorted(Path(nbs).glob('[0-9]*.ipynb')):
         tables = [o.splitlines() for cell in _said(read_json(fn)['cells']) for o in cell if o.startswith(BESIDE)]
         rows += [f'{row} [{fn.stem[:2]}]({link}/{fn.name}) |' for t in tables for row in t[2:]]
     if not rows: raise IchError(f"No notebook in {nbs} shows a table that begins with '{BESIDE}'; run them first.")
-    return Said('\n'.join([f'{BESIDE} study |', '|---|---|---|---|', *rows]))
+    return MarkdownText('\n'.join([f'{BESIDE} study |', '|---|---|---|---|', *rows]))
 
 # %% ../../nbs/19_studies/06_results.ipynb #10150766
 def results_text(

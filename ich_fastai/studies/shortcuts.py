@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from ..core import FrameError, atomic, choose, progress
-from ..images.pixels import read_image
-from ..metrics.scores import interval, rank_stats, rank_tables, resamples, wilson
-from .features import linear_probe, straight_line
+from ..images.read import read_image
+from ..metrics.bootstrap import interval, rank_stats, rank_tables, resamples, wilson
+from .features import linear_probe, logistic_regression
 
 # %% ../../nbs/19_studies/04_shortcuts.ipynb #c03db1e0
 REGIONS = ('whole', 'border', 'middle')
@@ -215,7 +215,7 @@ def cross_source(
         for fold, (train, test) in enumerate(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, strata, group)):
             for o in home:
                 own = train[source[train] == o]
-                model = straight_line(c).fit(x[own], y[own])
+                model = logistic_regression(c).fit(x[own], y[own])
                 found.append(pd.DataFrame({'trained_on': o, by: source[test], 'seed': seed, 'fold': fold, 'group': group[test],
                                            f'p_{label}': model.predict_proba(x[test])[:, 1], f'y_{label}': y[test]}))
     return pd.concat(found, ignore_index=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from fastai.learner import Learner
 
 from ..data.blocks import BINARY
-from ..images.pixels import read_image
+from ..images.read import read_image
 from ..metrics.classes import class_report
 from ..metrics.scores import report_card, threshold_for_sensitivity
 
