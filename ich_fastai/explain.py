@@ -17,7 +17,7 @@ from fastai.learner import Learner
 from torch import nn
 
 from .core import FrameError, IchError
-from .dicom.windows import crop_resize
+from .dicom.windows import SHOWN, crop_resize
 from .images.make import show, small_hu
 from .metrics.bootstrap import interval, resamples, wilson
 from .phantom.study import Study
@@ -144,7 +144,7 @@ def masked_slices(
     study: Study, # from `phantom.make_study`
     label: str, # a subtype, or 'any'
     size: int = 256, # side of the pictures in pixels
-    windows: Sequence[str] = ('brain', 'subdural', 'soft'), # names of `dicom.WINDOWS`
+    windows: Sequence[str] = SHOWN, # names of `dicom.WINDOWS`
 ) -> tuple[np.ndarray, np.ndarray]: # uint8 (slices, size, size, channels) and bool (slices, size, size), of the positive slices whose outline is not lost when they are shrunk
     "Make the pictures of the slices that have a bleed, and where it is in them."
     where = np.any([o for k, o in study.masks.items() if label in (k, 'any')], axis=0)

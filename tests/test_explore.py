@@ -8,7 +8,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ich_fastai.core import LABELS, FrameError
-from ich_fastai.studies.explore import blank_price, cooccurrence, encoding, hu_by_rules, into_bins, label_counts, label_rate, price_of_counts, wrong_share
+from ich_fastai.frames import label_counts
+from ich_fastai.studies.explore import (blank_price, cooccurrence, encoding, hu_by_rules, into_bins, label_rate,
+    price_of_counts, wrong_share)
 from ich_fastai.metrics import compare_preds, say_compare
 from ich_fastai.studies.headers import balance, fingerprints, metadata_features, metadata_forest, misaligned
 

@@ -294,16 +294,15 @@ def test_dicom_out_of_ids_that_are_none_says_so(folder, scan, tmp_path):
     assert (tmp_path/'out'/'prediction.json').exists() and not list((tmp_path/'out').rglob('*.dcm'))
 
 
-def test_both_modules_join_slices_alike():
-    "`levels` joins whole tables, `rules` one scan without pandas; the rules they share are the same."
+def test_reports_join_slices_by_the_rules_of_prediction():
+    "`metrics.by_group` joins a whole table, `scan.join_slices` one scan, and both by the same rules."
     import pandas as pd
-    from ich_fastai.metrics.patients import HOW
+    from ich_fastai.metrics import by_group
     from ich_fastai.scan import RULES, join_slices
     rng = np.random.default_rng(0)
     p, by = rng.random((60, 2)) ** 3, np.repeat(np.arange(6), 10)
     p[:10], p[10:20, 0] = 1, 0  # certain, and impossible
-    shared = sorted(set(HOW) & set(RULES))
-    assert shared == ['max', 'noisy_or', 'top3']
-    for rule in shared:
-        table = HOW[rule](pd.DataFrame(p, columns=['a', 'b']), by).to_numpy()
-        assert np.allclose(table, [join_slices(p[by == i], rule) for i in range(6)], rtol=0, atol=1e-14), rule
+    preds = pd.DataFrame(dict(group=by, z=np.tile(np.arange(10.), 6), p_a=p[:, 0], p_b=p[:, 1], y_a=0., y_b=1.))
+    for rule in RULES:
+        joined = by_group(preds.sample(frac=1, random_state=1), ['a', 'b'], how=rule)[['p_a', 'p_b']].to_numpy()
+        assert np.allclose(joined, [join_slices(p[by == i], rule) for i in range(6)], rtol=0, atol=1e-14), rule

@@ -24,7 +24,7 @@ from .journal import Journal, Pseudonyms, read_journal
 from ..core import DataError, IchError, atomic, choose, in_processes, n_cpus, progress, write_json
 from ..dicom.series import arrange
 from ..dicom.source import Source, find_files, open_source
-from ..dicom.windows import WINDOWS
+from ..dicom.windows import SHOWN, WINDOWS
 from ..frames.table import add_labels, read_labels
 from ..images.make import FORMATS, REFUSABLE, clean_files, describe_files, safe_name
 from ..images.read import PLANES, PlaneFile
@@ -58,7 +58,7 @@ def clean_dicoms(
     out: str|os.PathLike, # the cleaned folder; it is made, or gone on with
     *,
     size: int = 256, # side of the pictures in pixels
-    windows: Sequence[str] = ('brain', 'subdural', 'soft'), # one or three names of `dicom.WINDOWS`
+    windows: Sequence[str] = SHOWN, # one or three names of `dicom.WINDOWS`
     min_brain: float = .02, # slices with a smaller share of brain-window pixels are blank
     crop: bool = True, # cut to the head
     format: str = 'jpg', # 'jpg'; 'png', which loses nothing and is three times as large; or 'hu': all HU in one file, see `planes`

@@ -23,8 +23,7 @@ from fastcore.basics import store_attr
 
 from ..core import IchError, choose
 from .reader import ABOVE_AIR, BatchReader, ReadImages, ReadPlanes, Room
-from ..dicom.windows import WINDOWS
-from ..images.read import SHOWN
+from ..dicom.windows import SHOWN, WINDOWS
 
 # %% ../../nbs/08_data/01_loader.ipynb #9b20d3c6
 class ImageDL(TfmdDL):

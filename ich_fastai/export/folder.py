@@ -25,12 +25,13 @@ from ..core import DataError, IchError, plain, read_json, sha256, write_json
 from ..data.blocks import image_kind, make_dls
 from ..datasets.catalog import Opened, open_dataset
 from .card import model_card
-from .fit import SERIES, fit_study, mean_auc, training_ranges
+from .fit import SERIES, fit_study, training_ranges
 from .network import Head, Whole, _in_32_bits, write_onnx
 from ..images.make import plane_input, rgb_input
 from ..images.read import read_image, read_plane
 from ..infer.folder import FORMAT, KNOWN, ModelFolder, digest, read_folder
 from ..infer.predict import Model
+from ..metrics.bootstrap import mean_auc
 from ..models.weights import load_weights
 from ..runs import Run, load_run
 from ..train.tasks import TASKS

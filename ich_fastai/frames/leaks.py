@@ -17,19 +17,11 @@ import numpy as np
 import pandas as pd
 
 from ..core import DataError, progress, sha256
-from ..images.read import open_planes, read_plane, split_plane
+from ..images.read import open_planes, read_grey, read_plane, split_plane
 
 # %% ../../nbs/05_frames/00_leaks.ipynb #38ce0f6a
-def _gray(fn: Path, open: Callable) -> np.ndarray:
-    "Grey picture, uint8, its black border cut off; a plane of HU as the brain window shows it."
-    import cv2  # imported here: label tables need no OpenCV
-    if split_plane(fn):
-        img = read_plane(fn, open)
-        img = cv2.cvtColor(np.ascontiguousarray(img), cv2.COLOR_RGB2GRAY) if img.ndim == 3 else (np.clip(img, 0, 80) * 3.1875).astype(np.uint8)
-    else:
-        try: img = cv2.imdecode(np.fromfile(fn, np.uint8), cv2.IMREAD_GRAYSCALE)
-        except (OSError, cv2.error): img = None
-        if img is None: raise DataError(f'The image {fn} cannot be read; make it anew, or leave it out.')
+def _without_border(img: np.ndarray) -> np.ndarray:
+    "Cut the black border off a grey image, uint8."
     bright = img > max(16, .08 * img.max())
     rows, cols = (np.flatnonzero(bright.mean(axis) > .02) for axis in (1, 0))  # a letter in the border is not the picture
     return img[rows[0]:rows[-1] + 1, cols[0]:cols[-1] + 1] if len(rows) and len(cols) else img
@@ -95,11 +87,11 @@ def near_duplicates(
     "Find pictures that are there twice, moved, scaled, brightened or compressed."
     if len(fns) < 2: return pd.DataFrame(columns=['a', 'b', 'distance', 'alike'])
     open = functools.cache(open_planes)
-    show = functools.lru_cache(2048)(lambda i: _gray(Path(fns[i]), open))
+    show = functools.lru_cache(2048)(lambda i: _without_border(read_grey(fns[i], open)))
     bits, plain = np.empty((len(fns), 256), bool), np.empty(len(fns), bool)
     fns = list(fns)
     for i in progress(range(len(fns)), len(fns), 'Hashing pictures'):
-        img = _gray(Path(fns[i]), open)
+        img = _without_border(read_grey(fns[i], open))
         bits[i], plain[i] = image_hash(img), img.std() < 2
     kept = np.flatnonzero(~plain)  # blank pictures all look the same
     codes = None if sides is None else pd.factorize(pd.Series(list(sides)))[0][kept]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rsna_labels', 'read_labels', 'add_labels', 'check_frame', 'split_by_patient', 'split_by_slice',
-           'shuffle_labels']
+           'shuffle_labels', 'patient_folds', 'check_folds', 'label_counts']
 
 # %% ../../nbs/05_frames/01_table.ipynb #dd56cbfb
 import os
@@ -159,3 +159,39 @@ def _cut(ids: np.ndarray, y: np.ndarray, valid: float, test: float, seed: int, w
         *rest_ids, y_keep, _ = train_test_split(*rest, test_size=n, random_state=seed, stratify=strata)
         rest, part = (rest_ids[0], y_keep), part | dict.fromkeys(rest_ids[1], name)
     return part | dict.fromkeys(rest[0], 'train')
+
+# %% ../../nbs/05_frames/01_table.ipynb #61802e3f
+def patient_folds(
+    y: np.ndarray, # class of each row: every fold gets about the same share of each
+    group: np.ndarray, # patient of each row
+    folds: int = 5,
+    seed: int = 0, # the same seed gives the same folds
+) -> list[tuple[np.ndarray, np.ndarray]]: # of each fold: numbers of the rows to train with, and of those held out
+    "Split rows into folds; all rows of a patient are held out together."
+    from sklearn.model_selection import StratifiedGroupKFold  # imported here: cleaning needs no scikit-learn
+    return list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(y, y, group))
+
+def check_folds(
+    y: np.ndarray, # 0/1 of each row
+    group: np.ndarray, # patient of each row
+    folds: int, # how many folds are wanted
+    label: str, # name of `y`, for the message
+) -> None: # raises `FrameError` where fewer patients have the label, or lack it, than there are folds
+    "Refuse more folds than the rarer class has patients."
+    rare = min(len(np.unique(group[y == o])) for o in (0, 1))
+    if rare < folds:
+        raise FrameError(f"{folds} folds need as many patients with '{label}' and without; there are {rare}. "
+                         'Take fewer folds or more patients.')
+
+# %% ../../nbs/05_frames/01_table.ipynb #58727bed
+def label_counts(
+    df: pd.DataFrame, # a frame: `group`, and a 0/1/NaN column a label
+    vocab: Sequence[str], # its labels
+) -> pd.DataFrame: # a row a label: images with it, their share of the annotated ones, patients with it, their share
+    "Count images and patients with each label."
+    rows = {}
+    for o in vocab:
+        has, known = df[o].eq(1), df[o].notna()
+        who, everyone = df.group[has].nunique(), df.group[known].nunique()
+        rows[o] = dict(images=int(has.sum()), image_share=has.sum() / max(known.sum(), 1), patients=who, patient_share=who / max(everyone, 1))
+    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('label')

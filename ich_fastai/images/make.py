@@ -23,8 +23,8 @@ from simplejpeg import encode_jpeg
 from ..core import DicomError, keep_freed_memory
 from ..dicom.slices import open_slices, read_headers
 from ..dicom.source import Source, locate
-from ..dicom.windows import WINDOWS, brain_box, brain_tissue, crop_resize, window
-from .read import SHOWN, fit_into, read_rgb
+from ..dicom.windows import SHOWN, WINDOWS, brain_box, brain_tissue, crop_resize, window
+from .read import fit_into, read_rgb
 
 # %% ../../nbs/03_images/01_make.ipynb #7fc2a483
 def pixel_stats(
@@ -69,7 +69,7 @@ def small_hu(
 def slice_image(
     hu: np.ndarray, # int16 (rows, columns) in HU
     size: int = 256, # side of the picture in pixels
-    windows: Sequence[str] = ('brain', 'subdural', 'soft'), # names of `dicom.WINDOWS`, one a channel
+    windows: Sequence[str] = SHOWN, # names of `dicom.WINDOWS`, one a channel
     crop: bool = True, # cut to the head; otherwise the square around the whole slice
 ) -> tuple[np.ndarray, tuple[int, int, int]]: # uint8 (size, size, channels), and the box (y, x, side) in pixels of `hu`
     "Make the picture that a network sees from a slice."

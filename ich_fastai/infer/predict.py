@@ -20,7 +20,7 @@ from ..core import DataError, FrameError, n_cpus, progress
 from ..dicom.source import Source, close_archives, find_files, open_source
 from ..images.make import clean_file, network_input
 from .folder import ModelError, ModelFolder, WEIGHTS, read_folder
-from ..scan import apply_line, band, join_slices, scan_stats, not_recorded, out_of_range
+from ..scan import apply_line, band, join_slices, logit, not_recorded, out_of_range, scan_stats
 
 # %% ../../nbs/17_infer/01_predict.ipynb #687881b3
 @dataclass
@@ -87,8 +87,8 @@ class Model:
             without = np.repeat(maps, len(some), axis=0)
             for o, place in zip(without.reshape(len(some), c, h * w), some):
                 if place is not None: o[:, place] = 0
-            p = np.clip(self.session('head.onnx').run(['probability'], {'maps': without})[0][:, at].astype(np.float64), 1e-12, 1 - 1e-12)
-            score += (np.log(p) - np.log1p(-p)).tolist()
+            p = self.session('head.onnx').run(['probability'], {'maps': without})[0][:, at]
+            score += logit(p, 1e-12).tolist()  # so little is cut off that certain answers still differ
         lost = np.maximum(score[0] - np.array(score[1:]), 0).reshape(h, w)
         return (lost / lost.max() if lost.max() > 0 else lost).astype(np.float32)
 

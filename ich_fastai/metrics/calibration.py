@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from ..core import FrameError, IchError
-from .bootstrap import one_label, check_preds, interval, resamples, shares, wilson
+from .bootstrap import check_preds, interval, one_label, resamples, shares, wilson
+from ..scan import logit
 
 # %% ../../nbs/10_metrics/02_calibration.ipynb #4444c973
 def reliability(
@@ -60,7 +61,7 @@ def brier(
 
 # %% ../../nbs/10_metrics/02_calibration.ipynb #e5181cd9
 TEMPERATURES = .05, 20. # what is searched
-CLIP = 1e-7 # probabilities are kept this far from 0 and 1
+CLIP = 1e-7 # probabilities are kept this far from 0 and 1: about what float32 can tell from 1
 
 def scale(
     p, # probabilities, any shape
@@ -68,7 +69,7 @@ def scale(
 ) -> np.ndarray: # probabilities, same shape
     "Divide the logits of probabilities by a temperature."
     if (np.asarray(temperature) <= 0).any(): raise IchError(f'a temperature is above 0, not {temperature}.')
-    return expit(logit(np.clip(np.asarray(p, dtype=np.float64), CLIP, 1 - CLIP)) / np.asarray(temperature, dtype=np.float64))
+    return expit(logit(p, CLIP) / np.asarray(temperature, dtype=np.float64))
 
 def log_losses(
     y: np.ndarray, # labels 0/1/NaN
@@ -85,7 +86,7 @@ def fit_temperature(
     "Find the temperature with the smallest log loss."
     y, p, _ = check_preds(y, p)
     y, p, _ = one_label(y.ravel(), p.ravel())
-    z = logit(np.clip(p, CLIP, 1 - CLIP)) * np.where(y == 1, -1, 1)  # above 0: on the wrong side
+    z = logit(p, CLIP) * np.where(y == 1, -1, 1)  # above 0: on the wrong side
     low, high = np.log(TEMPERATURES)
     best = minimize_scalar(lambda t: np.logaddexp(0, z / np.exp(t)).mean(), bounds=(low, high), method='bounded').x
     if min(best - low, high - best) < .01:

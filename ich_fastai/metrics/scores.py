@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from ..core import FrameError, IchError, LABELS, plain
-from ich_fastai.metrics.bootstrap import (one_label, check_preds, decision_parts, interval, rank_stats, rank_tables,
-    resamples, shares, wilson)
+from .bootstrap import (both_kinds, check_preds, decision_parts, interval, one_label, rank_stats,
+    rank_tables, resamples, shares, wilson)
 
 # %% ../../nbs/10_metrics/01_scores.ipynb #7f5493ad
 def accuracy_multi(
@@ -86,7 +86,7 @@ def report_card(
     if None in cuts.values(): raise FrameError(f"give thresh for {', '.join(v for v in vocab if cuts[v] is None)} too.")
 
     columns = list(zip(vocab, y.T, p.T))
-    both = [v for v, a, _ in columns if (a == 0).any() and (a == 1).any()]
+    both = [vocab[i] for i in both_kinds(y)]
     tables = {v: rank_tables(a, b, ids, n_groups) for v, a, b in columns if v in both}
     parts = {(v, k): part for v, a, b in columns for k, part in decision_parts(a, b, cuts[v]).items()}
     parts['accuracy_multi'] = [sum(1. * parts[v, 'accuracy'][i] for v in vocab) for i in (0, 1)]

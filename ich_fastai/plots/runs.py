@@ -19,7 +19,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..core import LABELS, IchError
+from ..core import IchError, LABELS
+from ..frames.table import label_counts
 from ..metrics.bootstrap import resamples
 
 # %% ../../nbs/14_plots/00_runs.ipynb #70e65755
@@ -129,11 +130,9 @@ def plot_label_counts(
 ) -> Figure:
     "Plot how many images, and how many patients, have each label."
     ax = new_axes('images', height=.9 + .36 * len(labels))
-    for i, o in enumerate(labels):
-        has = df[o].eq(1)
-        n, who, known = int(has.sum()), df.group[has].nunique(), int(df[o].notna().sum())
+    for i, (o, n, share, who, _) in enumerate(label_counts(df, labels).itertuples()):
         ax.barh(i, n, color=label_color(o, i))
-        say = f'{n:,} ({n / max(known, 1):.0%}), {who:,} ' + ('patient' if who == 1 else 'patients')
+        say = f'{n:,} ({share:.0%}), {who:,} ' + ('patient' if who == 1 else 'patients')
         ax.annotate(say, (n, i), xytext=(4, 0), textcoords='offset points', va='center', fontsize=9)
     ax.set_yticks(range(len(labels)), labels)
     ax.invert_yaxis()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core import IchError
 from ..metrics.calibration import arrays, calibration_table, ece, reliability, scale
-from ..metrics.compare import paired_difference, say_number
+from ..metrics.compare import paired_difference, say_number, verdict
 from ..metrics.patients import level_table, operating_points
 from ..plots.runs import figure_uri, plot_reliability
 from .wording import run_name
@@ -166,8 +166,7 @@ def compare_words(
     "Lay runs out beside each other for reading."
     def differ(o):
         if o.difference != o.difference: return o.note
-        verdict = 'higher' if o.low > 0 else 'lower' if o.high < 0 else 'no difference shown'
-        return f'{o.difference:+.3f} [{o.low:+.3f}, {o.high:+.3f}] over {o.of}: {verdict}'.replace('-', '−')
+        return f'{o.difference:+.3f} [{o.low:+.3f}, {o.high:+.3f}] over {o.of}: {verdict(o.low, o.high)}'.replace('-', '−')
     aucs = [say_number(*o) for o in zip(table.auc, table.auc_low, table.auc_high)]
     return pd.DataFrame({'run': table.run, 'task': table['name'], 'mean AUC': aucs,
                          'accuracy over labels': table.accuracy.map(say_number), 'RSNA log loss': table.log_loss.map(say_number),

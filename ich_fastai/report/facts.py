@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['get_runs', 'kind_of', 'grey_card', 'result_table', 'split_frame', 'side_table', 'audit_words', 'cleaning_facts',
-           'label_counts', 'short', 'report_tables']
+           'cleaned_counts', 'short', 'report_tables']
 
 # %% ../../nbs/16_report/00_facts.ipynb #51800d15
 import os
@@ -17,6 +17,7 @@ from ..clean.folder import MANIFEST, load_manifest
 from ..core import DataError, IchError, read_json
 from ..dicom.slices import REASONS
 from ..frames.leaks import audit_leakage
+from ..frames.table import label_counts
 from ..runs import Run, load_run
 
 # %% ../../nbs/16_report/00_facts.ipynb #be690bd6
@@ -156,15 +157,15 @@ def cleaning_facts(
     table = pd.DataFrame(rows + [('found', '', about['found'])], columns=['files', 'why', 'number'])
     return about, table
 
-def label_counts(
+def cleaned_counts(
     cleaned: str|os.PathLike, # a cleaned folder
 ) -> pd.DataFrame: # a row a label: images, patients, share; positives in blank slices; empty where there are no labels
     "Count the labels of a cleaned folder."
     df = load_manifest(cleaned)
     lost = read_json(Path(cleaned)/'clean.json').get('labels', {}).get('blank_positive', {})
-    return pd.DataFrame([dict(label=o, images=int(df[o].sum()), patients=df.group[df[o].eq(1)].nunique(),
-                              share=df[o].mean(), in_blank_slices=lost.get(o))
-                         for o in df if o not in (*MANIFEST, 'labels')])
+    counts = label_counts(df, [o for o in df if o not in (*MANIFEST, 'labels')]).reset_index()
+    counts = counts.rename(columns=dict(image_share='share')).assign(in_blank_slices=[lost.get(o) for o in counts.label])
+    return counts[['label', 'images', 'patients', 'share', 'in_blank_slices']] if len(counts) else pd.DataFrame()
 
 # %% ../../nbs/16_report/00_facts.ipynb #c408059f
 def short(
@@ -207,5 +208,5 @@ def report_tables(
                    f'labels_{kind}': pd.DataFrame(rows['labels']), f'operating_{kind}': pd.DataFrame(rows['operating']),
                    f'sides_{kind}': pd.concat([side_table(o, cleaned and split_frame(o, cleaned)) for o in some]),
                    f'folds_{kind}': pd.DataFrame(folds)}
-    if cleaned: tables |= dict(cleaning=cleaning_facts(cleaned)[1], label_counts=label_counts(cleaned))
+    if cleaned: tables |= dict(cleaning=cleaning_facts(cleaned)[1], label_counts=cleaned_counts(cleaned))
     return {k: v.reset_index(drop=True) for k, v in tables.items() if len(v)}

@@ -18,6 +18,7 @@ from .. import __version__
 from ..clean.folder import load_manifest
 from ..core import IchError, atomic
 from ..images.read import image_uri
+from ..metrics.compare import say_number
 from ..metrics.scores import report_table
 from ..pages import render
 from ..plots.examples import load_gray, pick_images
@@ -25,9 +26,8 @@ from ich_fastai.plots.runs import (figure_uri, kept_epoch, plot_aucs, plot_curve
     plot_roc, say_column)
 from .evidence import (calibration_facts, calibration_words, compare_words, evidence_tables,
     level_words, point_words, side_by_side, sides)
-from .facts import (audit_words, cleaning_facts, get_runs, grey_card, kind_of, label_counts,
+from .facts import (audit_words, cleaned_counts, cleaning_facts, get_runs, grey_card, kind_of,
     report_tables, result_table, short, side_table, split_frame)
-from ..metrics.compare import say_number
 from .wording import cleaning_words, limit_words, made_words, measured_words, run_name, text_table
 from ..runs import Run
 
@@ -48,7 +48,7 @@ def sample_shots(
 ) -> dict: # `who`, `stack`: pictures of one patient from bottom to top, `each`: one of each label
     "Pick images that show what the data look like."
     df = load_manifest(cleaned)
-    vocab = list(label_counts(cleaned).get('label', []))
+    vocab = list(cleaned_counts(cleaned).get('label', []))
     who = df.groupby('group')[vocab]
     rank = pd.DataFrame(dict(labels=who.max().sum(axis=1), images=who.sum().sum(axis=1), slices=who.size()))
     one = df[df.group == rank.sort_values(list(rank), ascending=False, kind='stable').index[0]]

@@ -16,6 +16,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..core import FrameError, progress
+from ..frames.table import check_folds, patient_folds
 from ..images.read import fit_into, read_image
 from ..models.catalog import IMAGENET_STATS, create_model
 
@@ -59,15 +60,13 @@ def linear_probe(
     c: float = 1e-3, # see `logistic_regression`
 ) -> pd.DataFrame: # held-out predictions, `seed, fold, group, p_<label>, y_<label>`, for `metrics.compare_preds`; raises `FrameError`
     "Cross-validate a logistic regression on features, by patient."
-    from sklearn.model_selection import StratifiedGroupKFold
     y, group = df[label].to_numpy(float), df.group.to_numpy()
     if len(x) != len(y): raise FrameError(f'There are features of {len(x)} images and {len(y)} rows; take them from the same frame.')
     if not np.isin(y, (0, 1)).all(): raise FrameError(f"The column '{label}' holds more than 0 and 1; leave out the rows where nobody looked.")
-    rare = min(len(np.unique(group[y == o])) for o in (0, 1))
-    if rare < folds: raise FrameError(f"{folds} folds need as many patients with '{label}' and without; there are {rare}. Take fewer folds or more patients.")
+    check_folds(y, group, folds, label)
     preds = []
     for seed in seeds:
-        for fold, (train, test) in enumerate(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, y, group)):
+        for fold, (train, test) in enumerate(patient_folds(y, group, folds, seed)):
             model = logistic_regression(c).fit(x[train], y[train])
             preds.append(pd.DataFrame({'seed': seed, 'fold': fold, 'row': test, 'group': group[test], f'p_{label}': model.predict_proba(x[test])[:, 1], f'y_{label}': y[test]}))
     return pd.concat(preds).sort_values(['seed', 'row'], ignore_index=True).drop(columns='row')

@@ -17,6 +17,7 @@ from scipy import stats
 
 from .. import train
 from ..core import IchError, MarkdownText, plain, progress
+from ..metrics.compare import verdict
 from ..runs import runs_table, study_runs, trained_with
 
 # %% ../../nbs/19_studies/00_grid.ipynb #ce4d3a6c
@@ -79,7 +80,7 @@ def compare(
         mean, low, high = _t_interval(a, level)
         row = dict(variation=name, n=int(a.notna().sum()), mean=mean, sd=a.std(), low=low, high=high)
         diff, d_low, d_high = _t_interval(a - table[ref], level) if name != ref else (np.nan,) * 3
-        says = '' if name == ref else 'one seed' if d_low != d_low else 'higher' if d_low > 0 else 'lower' if d_high < 0 else 'no difference shown'
+        says = '' if name == ref else 'one seed' if d_low != d_low else verdict(d_low, d_high)
         res.append(row | dict(difference=diff, diff_low=d_low, diff_high=d_high, says=says))
     return pd.DataFrame(res).set_index('variation')
 

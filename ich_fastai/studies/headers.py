@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import FrameError
+from ..frames.table import check_folds, patient_folds
 
 # %% ../../nbs/19_studies/02_headers.ipynb #77f3656c
 FEATURES = dict(
@@ -79,16 +80,15 @@ def metadata_forest(
     "Predict a label by a random forest on header fields."
     from sklearn.ensemble import RandomForestClassifier
     from sklearn.inspection import permutation_importance
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    from sklearn.model_selection import StratifiedKFold
     if by not in ('group', 'slice'): raise FrameError(f"Folds are cut by 'group' or by 'slice', not by '{by}'.")
     known = df[label].notna().to_numpy()
     columns, x, y, group = list(x), x[known].to_numpy(float), df.loc[known, label].to_numpy(int), df.group[known].to_numpy()
-    rare = min(len(np.unique(group[y == o] if by == 'group' else np.flatnonzero(y == o))) for o in (0, 1))
-    if rare < folds: raise FrameError(f"{folds} folds need as many {by}s with '{label}' and without; there are {rare}. Take fewer folds or more patients.")
+    check_folds(y, group if by == 'group' else np.arange(len(y)), folds, label)
     preds, drops = [], []
     for seed in seeds:
-        cut = (StratifiedGroupKFold if by == 'group' else StratifiedKFold)(folds, shuffle=True, random_state=seed)
-        for fold, (train, test) in enumerate(cut.split(x, y, group if by == 'group' else None)):
+        mixed = StratifiedKFold(folds, shuffle=True, random_state=seed)  # slices of one patient on both sides
+        for fold, (train, test) in enumerate(patient_folds(y, group, folds, seed) if by == 'group' else mixed.split(x, y)):
             model = RandomForestClassifier(trees, min_samples_leaf=3, random_state=seed, n_jobs=1).fit(x[train], y[train])
             preds.append(pd.DataFrame({'seed': seed, 'fold': fold, 'row': test, 'group': group[test],
                                        f'p_{label}': model.predict_proba(x[test])[:, 1], f'y_{label}': y[test]}))

@@ -16,12 +16,12 @@ from simplejpeg import encode_jpeg
 
 from ..clean.folder import load_manifest
 from ..core import FrameError, atomic, choose, progress, write_json
-from ..dicom.windows import WINDOWS, hist_bins, hist_scaled, window
+from ..dicom.windows import SHOWN, WINDOWS, hist_bins, hist_scaled, window
 from ..images.make import show
 from ..images.read import open_planes, read_plane
 
 # %% ../../nbs/19_studies/05_inputs.ipynb #8ed99790
-def _three(hu, row, whole) -> np.ndarray: return show(hu, ('brain', 'subdural', 'soft'))
+def _three(hu, row, whole) -> np.ndarray: return show(hu, SHOWN)
 def _one(hu, row, whole) -> np.ndarray: return _grey(window(hu, *WINDOWS['brain']))
 def _histogram(hu, row, whole) -> np.ndarray: return _grey((hist_scaled(hu, whole['bins']) * 255).round().astype(np.uint8))
 def _raw(hu, row, whole) -> np.ndarray: return _grey(window(hu, 3072, 512))

@@ -17,8 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ..core import FrameError, atomic, choose, progress
+from ..frames.table import patient_folds
 from ..images.read import read_image
 from ..metrics.bootstrap import interval, rank_stats, rank_tables, resamples, wilson
+from ..metrics.compare import verdict
 from .features import linear_probe, logistic_regression
 
 # %% ../../nbs/19_studies/04_shortcuts.ipynb #c03db1e0
@@ -100,8 +102,6 @@ def attach(
     return preds.assign(**{o: df[o].tolist() * times for o in columns})
 
 # %% ../../nbs/19_studies/04_shortcuts.ipynb #81955608
-_STATES = ('higher', 'lower', 'no difference shown')
-
 def auc_parts(
     preds: pd.DataFrame, # `group` and `p_<label>`; `seed` and `fold` where there are several
     parts: Mapping[str, np.ndarray], # name -> 0/1 of each row of `preds`, NaN where the row is not in the part; the first is what the others are compared with
@@ -133,7 +133,7 @@ def auc_parts(
     for name in list(parts)[1:]:
         if drawn[name] is None or drawn[first] is None: continue
         low, high = interval(drawn[name] - drawn[first]) or (np.nan, np.nan)
-        rows[name] |= dict(difference=rows[name]['value'] - rows[first]['value'], diff_low=low, diff_high=high, says=_STATES[0 if low > 0 else 1 if high < 0 else 2])
+        rows[name] |= dict(difference=rows[name]['value'] - rows[first]['value'], diff_low=low, diff_high=high, says=verdict(low, high))
     columns = 'images positive patients_0 patients_1 value low high difference diff_low diff_high says note'.split()
     return pd.DataFrame.from_dict(rows, orient='index').reindex(columns=columns).rename_axis('part')
 
@@ -204,7 +204,6 @@ def cross_source(
     c: float = 1e-3, # of the logistic regression, see `studies.features.linear_probe`
 ) -> pd.DataFrame: # held-out predictions: `trained_on, <by>, seed, fold, group, p_<label>, y_<label>`; raises `FrameError`
     "Train on each source, measure on every source, patients held out."
-    from sklearn.model_selection import StratifiedGroupKFold
     if len(x) != len(df): raise FrameError(f'There are features of {len(x)} images and {len(df)} rows; take them from the same frame.')
     rows = (df[by].notna() & df[label].notna()).to_numpy()
     x, source, y, group = np.asarray(x)[rows], df.loc[rows, by].astype(str).to_numpy(), df.loc[rows, label].to_numpy(int), df.loc[rows, 'group'].to_numpy()
@@ -212,7 +211,7 @@ def cross_source(
     if not home: raise FrameError(f"No {by} has {folds} patients with '{label}' and {folds} without: nothing can be trained on one alone.")
     strata, found = np.unique(np.char.add(source, y.astype(str)), return_inverse=True)[1], []
     for seed in seeds:
-        for fold, (train, test) in enumerate(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(x, strata, group)):
+        for fold, (train, test) in enumerate(patient_folds(strata, group, folds, seed)):
             for o in home:
                 own = train[source[train] == o]
                 model = logistic_regression(c).fit(x[own], y[own])

@@ -14,7 +14,7 @@ from dataclasses import replace
 import pandas as pd
 
 from ..datasets.catalog import open_dataset
-from ..frames.table import split_by_patient
+from ..frames.table import patient_folds, split_by_patient
 from ..runs import Run, new_run, overall_accuracy, save_run, study_runs, trained_with
 from .measure import measure, measure_classes
 
@@ -33,7 +33,6 @@ def cross_validate(
     **kwargs, # further arguments of `train_fn`
 ) -> Run: # pooled held-out predictions in `preds`, figures over folds in `metrics`, the runs of the folds in `record['runs']`
     "Train and measure `train_fn` over stratified folds of patients."
-    from sklearn.model_selection import StratifiedGroupKFold
     opened = open_dataset(data)
     df = opened.frame
     label = kwargs.get('label', 'any')
@@ -42,8 +41,7 @@ def cross_validate(
     cv = new_run('cross_validation', args, results)
     runs, pooled, known = [], [], study_runs(study, results) if resume else []
     for r in range(repeats):
-        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed + r)
-        for fold, (rest, held) in enumerate(cut.split(df, y, df.group)):
+        for fold, (rest, held) in enumerate(patient_folds(y.to_numpy(), df.group.to_numpy(), folds, seed + r)):
             inner = split_by_patient(df.iloc[rest], valid, 0., seed + r, 'any' if 'any' in df else None)
             one = pd.concat([inner, df.iloc[held].assign(split='test')], ignore_index=True)
             again = kwargs | dict(seed=seed + r, keep='last')

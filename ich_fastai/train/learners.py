@@ -12,7 +12,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
@@ -27,7 +26,7 @@ from fastai.torch_core import to_float
 from torch import nn
 
 from ..core import IchError, choose, in_notebook
-from ..metrics.bootstrap import auc
+from ..metrics.bootstrap import mean_auc
 from ..metrics.scores import accuracy_multi
 from ..models.catalog import Restat, create_model, split_body_head
 
@@ -40,9 +39,7 @@ def _binary_auc(logits, y): return _mean_auc((logits[:, 1] - logits[:, 0])[:, No
 def _multi_auc(logits, y): return _mean_auc(logits, y)
 
 def _mean_auc(scores, y) -> float:
-    scores, y = scores.double().sigmoid().cpu().numpy(), y.cpu().numpy()
-    both = [i for i in range(y.shape[1]) if 0 < y[:, i].mean() < 1]
-    return float(np.mean([auc(y[:, i], scores[:, i]) for i in both])) if both else float('nan')
+    return mean_auc(y.cpu().numpy(), scores.double().sigmoid().cpu().numpy())
 
 def accuracy(logits, y): return (logits.argmax(-1) == y).float().mean()
 
