@@ -117,7 +117,7 @@ def test_references_resolve(fn):
                 assert not homes, f'{at}: `{path}` is {homes[0]}.{name}'
 
 
-@pytest.mark.parametrize('fn', NOTEBOOKS, ids=ids)
+@pytest.mark.parametrize('fn', [o for o in NOTEBOOKS if not o.name.startswith('5')], ids=ids)  # lessons stay word for word
 def test_words(fn):
     for at, text in texts(fn):
         text = re.sub(r'\s+', ' ', text)
