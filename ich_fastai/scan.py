@@ -21,7 +21,7 @@ def smooth(
     padded = np.concatenate([p[:1], p, p[-1:]])
     return .25 * padded[:-2] + .5 * padded[1:-1] + .25 * padded[2:]
 
-# %% ../nbs/01_scan.ipynb #b69fe8ac
+# %% ../nbs/01_scan.ipynb #90f8be63
 def _highest(p: np.ndarray, n: int = 3) -> np.ndarray: return np.sort(p, axis=0)[-n:].mean(axis=0)
 
 def _noisy_or(p: np.ndarray) -> np.ndarray: return -np.expm1(np.log1p(-np.minimum(p, 1 - 1e-15)).sum(axis=0))
@@ -55,7 +55,7 @@ def logit(
     p = np.clip(np.asarray(p, np.float64), clip, 1 - clip)
     return np.log(p) - np.log1p(-p)
 
-# %% ../nbs/01_scan.ipynb #cffa6d37
+# %% ../nbs/01_scan.ipynb #fad9baae
 def apply_line(
     score: np.ndarray, # 0 to 1
     line: Sequence[float], # slope and offset
@@ -92,7 +92,7 @@ UNRECORDED = dict(  # a value that a header may lack -> in words
     thickness='how thick a slice is',
     kernel='with which kernel it was made')
 
-# %% ../nbs/01_scan.ipynb #629f096b
+# %% ../nbs/01_scan.ipynb #5e5e76c6
 def entropy(
     p: np.ndarray, # probabilities, 0 to 1, any shape
 ) -> float: # bits, 0 to 1
@@ -100,7 +100,7 @@ def entropy(
     p = np.clip(np.asarray(p, np.float64), 1e-9, 1 - 1e-9)
     return float(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)).mean())
 
-# %% ../nbs/01_scan.ipynb #e399da4e
+# %% ../nbs/01_scan.ipynb #021d7d50
 def _median(rows: Sequence[dict], key: str) -> float:
     "The median of what the rows record; NaN if none does."
     known = [float(row[key]) for row in rows if row.get(key) is not None and row[key] == row[key]]
@@ -132,7 +132,7 @@ def scan_stats(
         blank=1 - len(rows) / n if n else float('nan'), slices=float(n),
         doubt=entropy(p) if p is not None and len(p) else float('nan'))
 
-# %% ../nbs/01_scan.ipynb #f8cf2a2a
+# %% ../nbs/01_scan.ipynb #d9a982f7
 def out_of_range(
     stats: dict[str, float], # from `scan.scan_stats`
     ranges: dict[str, Sequence[float]], # key of `scan.RANGES` -> [low, high] of the training scans
@@ -150,7 +150,7 @@ def out_of_range(
             said.append(f'outside the training range: {words.format(value)}; {had}')
     return said
 
-# %% ../nbs/01_scan.ipynb #5727460e
+# %% ../nbs/01_scan.ipynb #25918c6f
 def not_recorded(
     stats: dict[str, float], # from `scan.scan_stats`
     ranges: dict[str, Sequence[float]], # key of `scan.RANGES` -> [low, high] of the training scans
