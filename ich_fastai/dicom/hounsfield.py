@@ -40,9 +40,9 @@ def is_wrapped(
     air = _share(px, top - 1100, top - 901)  # -1100 to -901 HU, which no tissue or metal would give in such numbers
     return air > .005 and air > _share(px, 0, 9) * .05
 
-# %% ../../nbs/02_dicom/02_hounsfield.ipynb #ce4d1df7
+# %% ../../nbs/02_dicom/02_hounsfield.ipynb #c177ba43
 def _stored(px: np.ndarray, bits: int, signed: bool) -> tuple[np.ndarray, float, float]:
-    "The low `bits` bits with their sign, in int16, or int32 if that is too small; and the least and the greatest value."
+    "The low `bits` bits with their sign, in int16, or int32 if that is too small; the least and the greatest value."
     px = np.ascontiguousarray(px, px.dtype if px.dtype in (np.int16, np.uint16) else np.int32)
     lo, hi, _, _ = cv2.minMaxLoc(px)
     half = 1 << (bits - 1)
@@ -68,8 +68,8 @@ def _padding(tags: dict, slope: float, intercept: float) -> tuple[int, int]|None
 def to_hu(
     px: np.ndarray, # stored values (rows, columns), any integer type
     tags: dict, # the header, see `dicom.tags`
-) -> tuple[np.ndarray, bool]: # int16 (rows, columns) in HU; True if stored values were unwrapped
-    "Convert the stored values of a CT image to Hounsfield units; raise `DicomError` (no_hu, bad_header) if it has none."
+) -> tuple[np.ndarray, bool]: # int16 (rows, columns) in HU; True if unwrapped; raises `DicomError`: no_hu, bad_header
+    "Convert the stored values of a CT image to Hounsfield units."
     bits, signed = int(number(tags, 'BitsStored', 16)), number(tags, 'PixelRepresentation', 0) == 1
     slope, intercept = number(tags, 'RescaleSlope', 1.), number(tags, 'RescaleIntercept')
     if px.ndim != 2 or not px.size or not 1 <= bits <= 16:
