@@ -255,7 +255,7 @@ def read_hu(
     "Read one CT slice in Hounsfield units."
     return read_slice(fn)[1]
 
-# %% ../../nbs/02_dicom/03_slices.ipynb #dbc7b6b9
+# %% ../../nbs/02_dicom/03_slices.ipynb #fe45f26f
 def read_headers(
     fn: str|os.PathLike|bytes, # a file, or its content
 ) -> list[dict]: # one row per slice, see `dicom.slices.header_row`; raises `DicomError`
@@ -264,7 +264,8 @@ def read_headers(
         for some in 1 << 12, 1 << 16:  # most headers end within the first piece
             buf, size = read_bytes(fn, some)
             found = plain_tags(buf, size)
-            if found and 'SOPInstanceUID' in found[0] and 'NumberOfFrames' not in found[0]: return [header_row(found[0])]
+            tags = found[0] if found else {}
+            if 'SOPInstanceUID' in tags and 'NumberOfFrames' not in tags: return [header_row(tags)]
     return [row for row, _ in open_slices(fn)]
 
 def read_header(
