@@ -82,7 +82,7 @@ def _open_zip(path: Path, changed: int, pid: int) -> zipfile.ZipFile:
 def locate(
     src: Source, # from `dicom.source.open_source`
     name: str, # a name from `dicom.source.find_files`
-) -> str|bytes: # for `dicom.open_slices`: a path, or the content of a file in an archive; raises `DicomError`: unreadable
+) -> str|bytes: # for `dicom.open_slices`: a path, or a content from an archive; raises `DicomError`: unreadable
     "Find one file of a source."
     if src.inside is None: return f'{src.path}/{name}'
     try:
