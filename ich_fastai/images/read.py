@@ -41,7 +41,7 @@ def read_rgb(
         with Image.open(io.BytesIO(data)) as img: return np.asarray(img.convert('RGB'))
     except _PIL_ERRORS as e:
         name = 'An image' if data is fn else f'The image {fn}'
-        raise DataError(f'{name} is not whole, or is no image ({e}); make it anew.') from e
+        raise DataError(f'{name} is not whole, or is no image ({e}); make it again.') from e
 
 def _read_bytes(fn: str|os.PathLike) -> bytes:
     try:
