@@ -105,7 +105,8 @@ class FixLayers(Callback):
     ):
         layers = _layers(model[0])
         if not 0 <= n <= len(layers):
-            raise IchError(f'fixed is {n}, and the body has {len(layers)} layers; give a number from 0 to {len(layers)}.')
+            raise IchError(f'fixed is {n}, and the body has {len(layers)} layers; '
+                           f'give a number from 0 to {len(layers)}.')
         self.layers = layers[:n]
 
     def before_fit(self):

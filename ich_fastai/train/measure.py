@@ -45,7 +45,7 @@ def measure(
     sensitivity: float = .9, # of the second operating point, on the validation set
     prior: Sequence[float]|None = None, # prevalence of each label in the training set, for the baseline of the log loss
     n: int = 1000, # bootstrap resamples of patients
-) -> dict: # `metrics.report_card` of the test set, or of `valid` if there is no test set; `on` and `operating`
+) -> dict: # a `metrics.report_card` of the test set (of `valid` if there is none), with `on` and `operating`
     "Compute the metrics of predictions on the test set."
     on = _measured_on(preds)
     measured, valid = preds[preds.split == on], preds[preds.split == 'valid']
