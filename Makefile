@@ -49,7 +49,7 @@ bench: $(STAMP)
 
 fuzz: export OMP_NUM_THREADS = 1
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz.py 10000
+	$(BIN)/python tools/fuzz.py 10000
 
 check: $(STAMP)
 	$(MAKE) prepare

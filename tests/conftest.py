@@ -34,7 +34,8 @@ def folder(cleaned, tmp_path_factory):
     from ich_fastai.train import train_multilabel
     torch.set_num_threads(1)
     tmp = tmp_path_factory.mktemp('model')
-    run = train_multilabel(cleaned, arch='resnet10_narrow', weights='none', sizes=(64,), epochs=1, lr=3e-3, bs=16, only_bleeds=False, valid=.4, test=.2, seed=3, results=tmp)
+    run = train_multilabel(cleaned, arch='resnet10_narrow', weights='none', sizes=(64,), epochs=1, lr=3e-3, bs=16,
+                           only_bleeds=False, valid=.4, test=.2, seed=3, results=tmp)
     return export_run(run, tmp/'out', root=tmp)
 
 

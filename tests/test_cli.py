@@ -15,7 +15,8 @@ def test_help_is_quick_and_light():
     code = ("import sys, time, os; t = time.process_time(); sys.argv = ['ich', 'clean', '--help']\n"
             "from ich_fastai.cli import main\ntry: main()\nexcept SystemExit: pass\n"
             "print('torch' in sys.modules, 'pandas' in sys.modules, time.process_time(), file=sys.stderr)")
-    torch, pandas, seconds = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stderr.split()[-3:]
+    torch, pandas, seconds = subprocess.run([sys.executable, '-c', code], capture_output=True,
+                                            text=True).stderr.split()[-3:]
     assert torch == pandas == 'False' and float(seconds) < .4
 
 
@@ -33,7 +34,8 @@ def test_wrong_usage():
 
 def test_errors_are_one_line(tmp_path):
     (tmp_path/'empty').mkdir()
-    for args in (['clean', tmp_path/'none', tmp_path/'o'], ['clean', tmp_path/'empty', tmp_path/'o'], ['audit', 'phanton'], ['meta', tmp_path/'none', tmp_path/'o.parquet'],
+    for args in (['clean', tmp_path/'none', tmp_path/'o'], ['clean', tmp_path/'empty', tmp_path/'o'],
+                 ['audit', 'phanton'], ['meta', tmp_path/'none', tmp_path/'o.parquet'],
                  ['report', 'no_such_run', '--results', tmp_path], ['phantom', tmp_path/'p', '--patients', '0']):
         r = ich(*args)
         assert r.returncode == 1, args
@@ -45,7 +47,8 @@ def test_phantom_clean_audit_meta(tmp_path):
     env = os.environ | dict(PYTHONUTF8='1')
     assert ich('phantom', tmp_path/'p', '--patients', '5', '--workers', '1', env=env).returncode == 0
     src = tmp_path/'p'/'stage_2_train'
-    r = ich('clean', src, tmp_path/'c', '--labels', tmp_path/'p'/'stage_2_train.csv', '--size', '64', '--format', 'png', '--windows', 'brain')
+    r = ich('clean', src, tmp_path/'c', '--labels', tmp_path/'p'/'stage_2_train.csv', '--size', '64', '--format', 'png',
+            '--windows', 'brain')
     assert r.returncode == 0 and '1 bad_pixels' in r.stdout, r.stderr
     r = ich('meta', src, tmp_path/'m.parquet', '--no-pixels')
     assert r.returncode == 0 and (tmp_path/'m.parquet').exists()

@@ -1,4 +1,4 @@
-"A module imports only from lower floors; a face only from its own folder; every module has a notebook and every notebook its module."
+"A module imports from lower floors, a face from its own folder; every module has its notebook."
 import ast
 import json
 import re

@@ -1,4 +1,4 @@
-"The functions of the teaching notebooks do what PyTorch does, for shapes drawn at random; and the lessons keep the rules of the library."
+"Lessons do what PyTorch does, for shapes drawn at random, and keep the rules of the library."
 import json
 import re
 from pathlib import Path
@@ -14,8 +14,10 @@ from ich_fastai.lessons.famous import FAMOUS, famous_layers, layer_table
 from ich_fastai.lessons.filters import FILTERS, apply_filter, gaussian_kernel, noise_gain
 from ich_fastai.lessons.layers import avg_pool, compose, max_pool, relu, softmax
 from ich_fastai.lessons.sizes import conv, output_size, pad, receptive_field, same_padding, times_seen
-from ich_fastai.lessons.training import (STROKES, conv_backward, cross_entropy, cross_entropy_backward, draw_strokes, first_weights, fit_polynomial,
-                                         forward, gradients, max_pool_backward, mean_squared, sgd_step, squared_error, squared_error_backward)
+from ich_fastai.lessons.training import (STROKES, conv_backward, cross_entropy, cross_entropy_backward, draw_strokes,
+                                         first_weights, fit_polynomial,
+                                         forward, gradients, max_pool_backward, mean_squared, sgd_step, squared_error,
+                                         squared_error_backward)
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(12)
@@ -39,7 +41,8 @@ def test_convolution(seed):
     want = F.conv2d(x, w, b, stride=s, padding=p)[0].numpy()
     assert np.allclose(conv(maps, weights, bias, p, s), want)
     assert np.allclose(conv_layer(maps, weights, bias), F.conv2d(x, w, b)[0].numpy())
-    assert want.shape[1:] == tuple(output_size(o, f, p, s, floor=True) for o, f in zip(maps.shape[1:], weights.shape[2:]))
+    assert want.shape[1:] == tuple(output_size(o, f, p, s, floor=True) for o,
+                                   f in zip(maps.shape[1:], weights.shape[2:]))
     k, l, n, m = weights.shape
     assert conv_parameters(n, m, l, k) == weights.size + bias.size
     one, kernel = maps[0], weights[0, 0]
@@ -87,7 +90,8 @@ def test_backward(seed):
     x, w, b = (o.requires_grad_() for o in tensors(maps, weights, bias))
     out = F.conv2d(x[None], w, b)[0]
     grad = rng.normal(size=out.shape)
-    for ours, theirs in zip(conv_backward(maps, weights, grad), torch.autograd.grad(out, (x, w, b), torch.tensor(grad))): assert np.allclose(ours, theirs)
+    for ours, theirs in zip(conv_backward(maps, weights, grad),
+                            torch.autograd.grad(out, (x, w, b), torch.tensor(grad))): assert np.allclose(ours, theirs)
     even = rng.normal(size=(2, 4, 8))
     x = torch.tensor(even, requires_grad=True)
     grad = rng.normal(size=(2, 2, 4))
@@ -134,7 +138,8 @@ def test_filters_and_polynomials(seed):
     assert noise_gain(gaussian_kernel(size, sigma)) <= 1 + 1e-12
     x, y = rng.uniform(-1, 1, (2, 15))
     errors = [mean_squared(fit_polynomial(x, y, d), x, y) for d in range(8)]
-    assert np.allclose(fit_polynomial(x, y, 4), np.polyfit(x, y, 4)) and all(a >= b - 1e-12 for a, b in zip(errors, errors[1:]))
+    assert np.allclose(fit_polynomial(x, y, 4), np.polyfit(x, y, 4)) and all(a >= b - 1e-12 for a,
+        b in zip(errors, errors[1:]))
 
 
 def test_layer_tables():
@@ -150,7 +155,8 @@ def test_layer_tables():
 LESSONS = sorted((ROOT/'nbs'/'teaching').glob('5*.ipynb'))
 
 
-def cells(fn): return [''.join(o['source']) for o in json.loads(fn.read_text(encoding='utf-8'))['cells'] if o['cell_type'] == 'code']
+def cells(fn): return [''.join(o['source'])
+                       for o in json.loads(fn.read_text(encoding='utf-8'))['cells'] if o['cell_type'] == 'code']
 
 
 def lesson_of(fn): return re.search(r'#\|\s*default_exp lessons\.(\w+)', '\n'.join(cells(fn)))[1]
@@ -169,7 +175,9 @@ def test_lesson(fn):
     assert len(text.splitlines()) <= 300
     earlier = {lesson_of(o) for o in LESSONS[:LESSONS.index(fn)]}
     assert set(re.findall(r'^from \.(\w+) import', text, re.M)) <= earlier
-    exports = [o for o in cells(fn) if re.search(r'^#\|\s*export', o, re.M) and re.search(r'^(def|class|@dataclass)', o, re.M)]
-    checks = [o for o in cells(fn) if re.search(r'^\s*(assert |test_\w+\()|: test_\w+\(|: assert ', o, re.M) and '#| export' not in o]
+    exports = [o for o in cells(fn) if re.search(r'^#\|\s*export', o, re.M) and re.search(r'^(def|class|@dataclass)', o,
+        re.M)]
+    checks = [o for o in cells(fn) if re.search(r'^\s*(assert |test_\w+\()|: test_\w+\(|: assert ', o,
+                                                re.M) and '#| export' not in o]
     assert len(checks) >= len(exports)
     assert fn.stat().st_size <= 307_200

@@ -24,11 +24,15 @@ def test_notebook(fn):
             assert not re.search(r'/(home|root|work|Users)/', text), 'a path of one machine in an output'
 
 
-@pytest.mark.parametrize('fn', [o for o in NOTEBOOKS if o.parent.name not in ('studies', 'teaching') and o.name[0].isdigit()], ids=lambda o: o.stem)
+@pytest.mark.parametrize('fn', [o for o in NOTEBOOKS if o.parent.name not in ('studies',
+    'teaching') and o.name[0].isdigit()], ids=lambda o: o.stem)
 def test_as_many_checks_as_exports(fn):
-    cells = [''.join(o['source']) for o in json.loads(fn.read_text(encoding='utf-8'))['cells'] if o['cell_type'] == 'code']
-    exports = [o for o in cells if re.search(r'^#\|\s*export', o, re.M) and re.search(r'^(def|class|@dataclass)', o, re.M)]
-    checks = [o for o in cells if re.search(r'^\s*(assert |test_\w+\()|: test_\w+\(|: assert ', o, re.M) and '#| export' not in o]
+    cells = [''.join(o['source']) for o in json.loads(fn.read_text(encoding='utf-8'))['cells']
+             if o['cell_type'] == 'code']
+    exports = [o for o in cells if re.search(r'^#\|\s*export', o, re.M) and re.search(r'^(def|class|@dataclass)', o,
+        re.M)]
+    checks = [o for o in cells if re.search(r'^\s*(assert |test_\w+\()|: test_\w+\(|: assert ', o,
+                                            re.M) and '#| export' not in o]
     assert len(checks) >= len(exports), f'{len(exports)} exported cells, {len(checks)} that check'
 
 
@@ -38,7 +42,8 @@ STUDIES = [o for o in NOTEBOOKS if o.parent.name == 'studies']
 @pytest.mark.parametrize('fn', STUDIES, ids=lambda o: o.stem)
 def test_a_study_defines_nothing(fn):
     "What a study needs belongs into the library, where it is tested."
-    cells = [''.join(o['source']) for o in json.loads(fn.read_text(encoding='utf-8'))['cells'] if o['cell_type'] == 'code']
+    cells = [''.join(o['source']) for o in json.loads(fn.read_text(encoding='utf-8'))['cells']
+             if o['cell_type'] == 'code']
     cells = [re.sub(r'^[%!].*', '', o, flags=re.M) for o in cells]
     for node in (o for c in cells for o in ast.walk(ast.parse(c))):
         assert not isinstance(node, (ast.FunctionDef, ast.ClassDef)), node.name

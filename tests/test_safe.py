@@ -20,7 +20,7 @@ from ich_fastai.clean import clean_dicoms, load_manifest
 from ich_fastai.core import DataError, DicomError, IchError, read_json
 from ich_fastai.dicom import read_hu
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent/'tools'))
 from fuzz import fuzz  # noqa: E402
 from test_clean import same, total  # noqa: E402
 from test_dicom import ct, enhanced  # noqa: E402

@@ -1,9 +1,10 @@
 """Damaged DICOMs by the thousand: no crash, no hang, bounded memory, every file accounted for.
 
-    python tests/fuzz.py [HOW_MANY] [SEED]
+    python tools/fuzz.py [HOW_MANY] [SEED]
 
-Bytes are flipped, lengths changed, pieces cut out and put in, files cut short. The files come from the phantom in every encoding, and from the odd
-files of ICH_REAL_DATA where it is there. They are read in a child process, so that a crash of a decoder is seen and its file named.
+Bytes are flipped, lengths changed, pieces cut out and put in, files cut short. The files come from the phantom in
+every encoding, and from the odd files of ICH_REAL_DATA if it is set. A child process reads them. So a crash of a
+decoder is seen and its file is named.
 """
 import faulthandler
 import io
@@ -19,14 +20,16 @@ import warnings
 from pathlib import Path
 
 SECONDS, MEGABYTES, BATCH = 20, 1024, 1000  # a file, a process, files in a process
-TAGS_OF_LENGTH = [b'\x10\x00\x02\x00\x00\x00', b'\xff\xff\xff\xff', b'\xff\xff\xff\x7f', b'\x00\x00\x00\x00', b'\xff\xff', b'SQ\x00\x00\xff\xff\xff\xff']
+TAGS_OF_LENGTH = [b'\x10\x00\x02\x00\x00\x00', b'\xff\xff\xff\xff', b'\xff\xff\xff\x7f', b'\x00\x00\x00\x00',
+                  b'\xff\xff', b'SQ\x00\x00\xff\xff\xff\xff']
 
 
 def seeds(real: Path|None) -> list[bytes]:
-    "Whole files to damage: one phantom slice in every encoding that can be written here, a multi-frame file, and the odd ones."
+    "Whole files to damage: a phantom slice in every encoding, a multi-frame file, and the odd ones."
     import numpy as np
     import pydicom
-    from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless,
+    from pydicom.uid import (DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian,
+                             JPEG2000Lossless, JPEGLSLossless,
                              RLELossless)
     from ich_fastai.phantom import write_phantom
     logging.getLogger('pydicom').setLevel(logging.ERROR)  # it warns of ids that are no UIDs
@@ -34,14 +37,16 @@ def seeds(real: Path|None) -> list[bytes]:
     with tempfile.TemporaryDirectory() as d:
         write_phantom(Path(d)/'p', patients=3, seed=5, size=128, n_slices=8, workers=1)
         found = [o.read_bytes() for o in sorted((Path(d)/'p'/'stage_2_train').iterdir())]
-    for syntax in ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless, JPEG2000Lossless, JPEGLSLossless:
+    for syntax in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, RLELossless,
+                   JPEG2000Lossless, JPEGLSLossless):
         ds = pydicom.dcmread(io.BytesIO(found[1]))
         list(ds.iterall())  # parse all values, so that they are written in the new byte order
         if syntax.is_encapsulated: ds.compress(syntax, generate_instance_uid=False)
         elif syntax == ExplicitVRBigEndian: ds.PixelData = np.frombuffer(ds.PixelData, '<u2').astype('>u2').tobytes()
         ds.file_meta.TransferSyntaxUID = syntax
         out = io.BytesIO()
-        pydicom.dcmwrite(out, ds, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian, force_encoding=True)
+        pydicom.dcmwrite(out, ds, implicit_vr=syntax.is_implicit_VR, little_endian=syntax.is_little_endian,
+                         force_encoding=True)
         found.append(out.getvalue())
     return found + [o.read_bytes() for o in sorted(real.glob('*.dcm')) if o.stat().st_size < 60_000] if real else found
 
@@ -74,7 +79,8 @@ def read_all(folder: Path) -> None:
     from ich_fastai.dicom.source import find_files, open_source
     from ich_fastai.dicom.tags import pydicom_tags
     warnings.simplefilter('ignore')
-    opts = dict(size=32, windows=('brain',), crop=True, min_brain=0., format='jpg', quality=90, refuse=('contrast', 'bone'))
+    opts = dict(size=32, windows=('brain',), crop=True, min_brain=0., format='jpg', quality=90,
+                refuse=('contrast', 'bone'))
     src = open_source(folder)
     for i, name in enumerate(find_files(src)):
         (folder.parent/'at').write_text(str(i))
@@ -82,12 +88,14 @@ def read_all(folder: Path) -> None:
         slices = list(clean_file(src, name, opts))
         assert slices, f'{name}: nothing became of it'
         for o, data in slices:
-            assert (data is not None) == (o['status'] == 'written') and o.get('reason', 'unreadable') in REASONS, f'{name}: {o}'
+            assert (data is not None) == (o['status'] == 'written') and o.get('reason',
+                'unreadable') in REASONS, f'{name}: {o}'
         raw = (folder/name).read_bytes()
         if (found := plain_tags(raw, len(raw))) is not None:
             tags, start, n = found
             ds = pydicom.dcmread(io.BytesIO(raw))
-            assert (tags, raw[start:start + n]) == (pydicom_tags(ds), ds.PixelData), f'{name}: the short reader and pydicom differ'
+            assert (tags, raw[start:start + n]) == (pydicom_tags(ds),
+                                                    ds.PixelData), f'{name}: the short reader and pydicom differ'
         faulthandler.cancel_dump_traceback_later()
     if Path('/proc/self/status').exists():  # what getrusage tells would include the parent's memory
         used = int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1]) >> 10
@@ -99,12 +107,14 @@ def fuzz(n: int, seed: int = 0, real: Path|None = None, keep: Path = Path('fuzz_
     "Read `n` damaged files; returns counts, raises AssertionError where one did harm. That file is kept in `keep`."
     from ich_fastai.clean import clean_dicoms
     from ich_fastai.core import DataError, read_json
-    rng, whole, counts, megabytes = random.Random(seed), seeds(real), dict(found=0, written=0, blank=0, quarantined=0), 0
+    rng, whole, counts, megabytes = random.Random(seed), seeds(real), dict(found=0, written=0, blank=0,
+        quarantined=0), 0
     for first in range(0, n, BATCH):
         with tempfile.TemporaryDirectory() as d:
             folder = Path(d)/'files'
             folder.mkdir()
-            for i in range(first, min(first + BATCH, n)): (folder/f'{i:06d}.dcm').write_bytes(mutant(rng, rng.choice(whole)))
+            for i in range(first, min(first + BATCH, n)):
+                (folder/f'{i:06d}.dcm').write_bytes(mutant(rng, rng.choice(whole)))
             r = subprocess.run([sys.executable, __file__, '--child', str(folder)], capture_output=True, text=True)
             if r.returncode:
                 name = sorted(o.name for o in folder.iterdir())[int((Path(d)/'at').read_text())]
@@ -115,7 +125,8 @@ def fuzz(n: int, seed: int = 0, real: Path|None = None, keep: Path = Path('fuzz_
             try: clean_dicoms(folder, Path(d)/'out', size=32, min_brain=0., workers=1)
             except DataError: pass  # not one good file
             about = read_json(Path(d)/'out'/'clean.json')
-            assert about['files'] == len(list(folder.iterdir())) and about['found'] == sum(about[o] for o in ('written', 'blank', 'quarantined', 'skipped'))
+            assert about['files'] == len(list(folder.iterdir())) and about['found'] == sum(about[o] for o in ('written',
+                'blank', 'quarantined', 'skipped'))
             for o in counts: counts[o] += about[o]
         print(f'{min(first + BATCH, n)} of {n} damaged files', counts, f'{megabytes} MB', file=sys.stderr, flush=True)
     return counts
