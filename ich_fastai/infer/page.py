@@ -68,8 +68,8 @@ def _trust(about: Mapping) -> str:
     if about['study'] is None: return ''
     rule, fitted = about['study']['rule'], about['study']['fitted_on']
     scans = f"{fitted['scans']} scans of {fitted['patients']} patients from which the network did not learn"
-    return f'The slices are joined by the rule {rule}. The result was made a probability on {scans}. It holds for ' \
-           'scans like those, with the same share of bleeds.'
+    return f'The slices are joined by the rule {rule}. A probability was fitted to the result on {scans}. It ' \
+           'holds for scans like those, with the same share of bleeds.'
 
 # %% ../../nbs/17_infer/03_page.ipynb #17a00007
 def _at(row: Mapping) -> str: return 'height unknown' if row['z'] is None else f"z {row['z']:+.0f} mm"

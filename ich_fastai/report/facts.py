@@ -87,7 +87,7 @@ def result_table(
         rows.append(_metric_row(run, name, 'accuracy_multi', overall, 'always saying no',
                                 over.get('baseline_accuracy_multi')))
     if 'rsna_log_loss' in over:
-        baseline, value = 'always saying how frequent each label is', over.get('baseline_rsna_log_loss')
+        baseline, value = 'always giving the frequency of each label', over.get('baseline_rsna_log_loss')
         rows.append(_metric_row(run, 'RSNA log loss', 'rsna_log_loss', overall, baseline, value, 'lower'))
     df, names = pd.DataFrame(rows), ('figure', 'better', 'run', 'baseline')
     return df.astype({o: float for o in df if o not in names})  # None becomes NaN

@@ -166,7 +166,7 @@ def level_words(
     "Write slice and patient level for reading."
     df = _with_ci(table, ('auc',), ('low', 'high')).rename(columns=dict(auc='AUC'))
     df['level'] = [f'{a}, {b}' if b else a for a, b in zip(df.level, df.how)]
-    for o in 'n', 'positive': df[o] = [f'{v:,}' for v in df[o]]
+    for column in 'n', 'positive': df[column] = [f'{v:,}' for v in df[column]]
     return df.drop(columns='how')
 
 # %% ../../nbs/16_report/01_wording.ipynb #72cd4fc7
