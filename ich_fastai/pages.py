@@ -19,7 +19,7 @@ def _templates() -> Environment:
 
 def render(
     template: str, # name of a page in `ich_fastai/templates/`: 'report.html' or 'prediction.html'
-    **facts, # what the page says: see `report.page.write_report` and `infer.page.answer_page`
+    **facts, # what the page says: see `report.write_report` and `infer.page.answer_page`
 ) -> str: # HTML; raises jinja2's `UndefinedError` if a fact is missing, `TemplateNotFound` for an unknown template
     "Fill in a page; all text from files and records is escaped."
     return _templates().get_template(template).render(**facts).strip() + '\n'
