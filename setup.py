@@ -19,7 +19,7 @@ setup(
     url=cfg['git_url'],
     license='Apache-2.0',
     packages=find_packages(include=['ich_fastai', 'ich_fastai.*']),
-    include_package_data=True,
+    package_data={'ich_fastai': ['templates/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={o: cfg[f'{o}_requirements'].split() for o in ('app', 'bench', 'dev', 'dicom')},

@@ -1,4 +1,4 @@
-"The app and the page of an answer in a real browser: what a reader sees, what is asked of other machines (nothing), what is left behind (nothing)."
+"The app and the page of an answer in a real browser: what a reader sees, and that nothing is asked of others or kept."
 import base64
 import json
 import os
@@ -13,30 +13,37 @@ from collections.abc import Callable
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, (os.environ.get('ICH_CHROMIUM', ''), 'chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-if CHROMIUM is None: pytest.skip('no Chromium at hand (name one in ICH_CHROMIUM)', allow_module_level=True)
+NAMES = os.environ.get('ICH_CHROMIUM', ''), 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+if CHROMIUM is None: pytest.skip('there is no Chromium (name one in ICH_CHROMIUM)', allow_module_level=True)
 pytest.importorskip('gradio', reason='the app needs Gradio: ich_fastai[app]')
-connect = pytest.importorskip('websockets.sync.client', reason='the browser is driven over websockets, which come with Gradio').connect
+client = pytest.importorskip('websockets.sync.client', reason='the browser is driven over websockets (part of Gradio)')
 
 LOCAL = ('http://127.0.0.1', 'file:', 'data:', 'blob:', 'about:', 'chrome')
 SPY = ('import sys\n'  # says on stderr to whom a socket is opened
        'def spy(event, args):\n'
        '    if event in ("socket.connect", "socket.getaddrinfo"):\n'
-       '        who = args[0] if event == "socket.getaddrinfo" else args[1][0] if isinstance(args[1], tuple) else "127.0.0.1"\n'
-       '        if who not in ("127.0.0.1", "localhost", "::1", None): print("ASKED", who, file=sys.stderr, flush=True)\n'
+       '        where = args[1][0] if isinstance(args[1], tuple) else "127.0.0.1"\n'
+       '        who = args[0] if event == "socket.getaddrinfo" else where\n'
+       '        if who in ("127.0.0.1", "localhost", "::1", None): return\n'
+       '        print("ASKED", who, file=sys.stderr, flush=True)\n'
        'sys.addaudithook(spy)\nfrom ich_fastai.cli import main\nraise SystemExit(main())')
 
 
 class Browser:
     "One page of a headless Chromium, driven by the DevTools protocol."
     def __init__(self, home):
-        self.process = subprocess.Popen([CHROMIUM, '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run', '--disable-background-networking', '--disable-features=IsolateSandboxedIframes',
-                                         '--remote-debugging-port=0', f'--user-data-dir={home}', 'about:blank'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        args = ['--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
+                '--disable-background-networking', '--disable-features=IsolateSandboxedIframes',
+                '--remote-debugging-port=0', f'--user-data-dir={home}', 'about:blank']
+        self.process = subprocess.Popen([CHROMIUM, *args], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            wait(lambda: (home/'DevToolsActivePort').is_file() and len((home/'DevToolsActivePort').read_text().split()) > 1, 30)
-            port = (home/'DevToolsActivePort').read_text().split()[0]
+            active = home/'DevToolsActivePort'
+            wait(lambda: active.is_file() and len(active.read_text().split()) > 1, 30)
+            port = active.read_text().split()[0]
             pages = json.load(urllib.request.urlopen(f'http://127.0.0.1:{port}/json/list', timeout=10))
-            self.ws = connect(next(o for o in pages if o['type'] == 'page')['webSocketDebuggerUrl'], max_size=None)
+            url = next(o for o in pages if o['type'] == 'page')['webSocketDebuggerUrl']
+            self.ws = client.connect(url, max_size=None)
             self.n, self.asked = 0, []
             for o in 'Page', 'Network', 'Runtime', 'DOM': self.do(f'{o}.enable')
         except BaseException:
@@ -54,7 +61,8 @@ class Browser:
                 return got['result']
 
     def js(self, code: str, frame: str|None = None):
-        where = {} if frame is None else dict(contextId=self.do('Page.createIsolatedWorld', frameId=frame)['executionContextId'])
+        where = {}
+        if frame: where = dict(contextId=self.do('Page.createIsolatedWorld', frameId=frame)['executionContextId'])
         got = self.do('Runtime.evaluate', expression=code, returnByValue=True, awaitPromise=True, **where)
         assert 'exceptionDetails' not in got, got['exceptionDetails']
         return got['result'].get('value')
@@ -65,7 +73,8 @@ class Browser:
         wait(lambda: self.js('document.readyState') == 'complete' and self.js(f'!!({ready})'), 60)
 
     def press(self, key: str, code: int) -> None:
-        for o in 'rawKeyDown', 'keyUp': self.do('Input.dispatchKeyEvent', type=o, key=key, code=key, windowsVirtualKeyCode=code)
+        for o in 'rawKeyDown', 'keyUp':
+            self.do('Input.dispatchKeyEvent', type=o, key=key, code=key, windowsVirtualKeyCode=code)
 
     def drop(self, *files) -> None:
         got = self.do('Runtime.evaluate', expression="document.querySelector('input[type=file]')")['result']
@@ -102,8 +111,10 @@ def app(folder, tmp_path_factory):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    home = dict(TMPDIR=str(tmp), TEMP=str(tmp), HOME=str(tmp), XDG_CACHE_HOME=str(tmp), OMP_NUM_THREADS='1')
-    one = subprocess.Popen([sys.executable, '-c', SPY, 'app', str(folder), '--port', str(port), '--limit', '4'], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={k: v for k, v in os.environ.items() if not k.startswith('GRADIO')} | home)
+    env = {k: v for k, v in os.environ.items() if not k.startswith('GRADIO')} | dict(OMP_NUM_THREADS='1')
+    env |= dict.fromkeys(('TMPDIR', 'TEMP', 'HOME', 'XDG_CACHE_HOME'), str(tmp))
+    args = [sys.executable, '-c', SPY, 'app', str(folder), '--port', str(port), '--limit', '4']
+    one = subprocess.Popen(args, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     line = one.stdout.readline()
     yield line, f'http://127.0.0.1:{port}/', tmp
     one.terminate()
@@ -111,7 +122,9 @@ def app(folder, tmp_path_factory):
     assert 'Traceback' not in err and 'ASKED' not in err, err[-3000:]
 
 
-def kept(tmp): return [o for o in tmp.rglob('*') if o.is_file() and o.stat().st_size and 'matplotlib' not in o.parts]  # but its list of fonts
+def kept(tmp):
+    "Files that are left, without Matplotlib's list of fonts."
+    return [o for o in tmp.rglob('*') if o.is_file() and o.stat().st_size and 'matplotlib' not in o.parts]
 
 
 BUTTON = "[...document.querySelectorAll('button')].find(o => o.innerText.trim() == 'Answer')"
@@ -138,9 +151,10 @@ def test_a_zip_gives_the_page(app, browser, scan, tmp_path, width):
     wait(lambda: browser.js("!!document.querySelector('iframe[title=Answer]')"), 60)
     wait(lambda: browser.js("document.querySelector('h1')?.innerText", browser.frame()['id']), 20)
     assert 'Not a medical device' in browser.js('document.body.innerText', browser.frame()['id'])
-    browser.js("document.querySelector('a.skip').click()", browser.frame()['id'])  # a link within the page stays within it
+    browser.js("document.querySelector('a.skip').click()", browser.frame()['id'])  # a link within the page stays in it
     time.sleep(.5)
-    assert browser.frame()['url'].startswith('about:srcdoc') and 'what the network says' in browser.js('document.body.innerText', browser.frame()['id'])
+    assert browser.frame()['url'].startswith('about:srcdoc')
+    assert 'what the network says' in browser.js('document.body.innerText', browser.frame()['id'])
     assert browser.js('document.documentElement.scrollWidth') <= width
     assert browser.asked and [o for o in browser.asked if not o.startswith(LOCAL)] == []
     assert kept(tmp) == []  # neither the scan, nor the answer, nor what a library would have told about it
@@ -157,7 +171,7 @@ def test_what_is_no_scan_gives_a_sentence(app, browser, tmp_path):
 
 
 def test_what_is_too_large_is_refused(app, browser, tmp_path):
-    "One file by the browser, before it is sent; several, which are too large together, by the app; and one that was sent past the browser."
+    "The browser refuses one file before it is sent; the app refuses several together, and one sent past the browser."
     _, url, tmp = app
     for i in range(2): (tmp_path/f'large{i}.dcm').write_bytes(bytes(3_000_000))
     ask(browser, url, *sorted(tmp_path.glob('large*')))
@@ -166,8 +180,10 @@ def test_what_is_too_large_is_refused(app, browser, tmp_path):
     browser.open(url, f"{BUTTON} && document.querySelector('input[type=file]')")
     browser.drop(tmp_path/'huge.zip')
     wait(lambda: 'exceed the maximum allowed size' in browser.js('document.body.innerText'), 30)
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.dcm"\r\n\r\n' + bytes(5_000_000) + b'\r\n--x--\r\n'
-    with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(urllib.request.Request(f'{url}gradio_api/upload', body, {'Content-Type': 'multipart/form-data; boundary=x'}), timeout=30)
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.dcm"\r\n\r\n'
+    kind = {'Content-Type': 'multipart/form-data; boundary=x'}
+    sent = urllib.request.Request(f'{url}gradio_api/upload', head + bytes(5_000_000) + b'\r\n--x--\r\n', kind)
+    with pytest.raises(urllib.error.HTTPError) as e: urllib.request.urlopen(sent, timeout=30)
     assert e.value.code == 413 and kept(tmp) == []
 
 
@@ -196,15 +212,18 @@ def test_the_page_on_a_screen_a_phone_and_paper(folder, browser, scan, tmp_path)
         assert browser.js('[...document.images].every(o => o.alt && o.naturalWidth)')
     assert {o for o in browser.asked if not o.startswith('data:')} == {url}
     browser.open(url, 'document.images.length > 6')
+    look = "o.innerText.slice(0, 30) + '|' + getComputedStyle(o).outlineStyle"
     places = []
     for _ in range(12):
         browser.press('Tab', 9)
-        places.append(browser.js("(o => o == document.body ? '' : o.innerText.slice(0, 30) + '|' + getComputedStyle(o).outlineStyle)(document.activeElement)"))
+        places.append(browser.js(f"(o => o == document.body ? '' : {look})(document.activeElement)"))
         if not places[-1]: break
-    assert places[0] == 'Skip to the answer|solid' and places[-1] == '' and len(places) >= 4 and all(o.endswith('|solid') for o in places[:-1]), places
+    assert places[0] == 'Skip to the answer|solid' and places[-1] == '' and len(places) >= 4, places
+    assert all(o.endswith('|solid') for o in places[:-1]), places
     pdf = base64.b64decode(browser.do('Page.printToPDF', preferCSSPageSize=True)['data'])
     assert 2 <= pdf.count(b'/Type /Page\n') <= 8 and pdf.count(b'/Subtype /Image') >= 6
     browser.do('Emulation.setEmulatedMedia', media='print')
-    browser.do('Emulation.setDeviceMetricsOverride', width=688, height=1000, deviceScaleFactor=1, mobile=False)  # A4 without its margins
+    a4 = dict(width=688, height=1000)  # without its margins
+    browser.do('Emulation.setDeviceMetricsOverride', **a4, deviceScaleFactor=1, mobile=False)
     assert browser.js('document.documentElement.scrollWidth') <= 688
     browser.do('Emulation.setEmulatedMedia', media='')

@@ -1,4 +1,4 @@
-"The report page: nothing from outside, nothing private, nothing mixed, and no crash where a run kept little."
+"The report page: nothing from outside, nothing private, nothing mixed, and no crash if a run kept little."
 import json
 import re
 import subprocess
@@ -16,8 +16,8 @@ from ich_fastai.clean.folder import MANIFEST
 from ich_fastai.core import LABELS, DataError, IchError
 from ich_fastai.metrics import report_card
 from ich_fastai.report import write_report
-from ich_fastai.runs import Run, save_run
 from ich_fastai.report.facts import report_tables
+from ich_fastai.runs import Run, save_run
 
 PATIENTS, SLICES = 12, 6
 
@@ -73,7 +73,7 @@ def make_run(cleaned, root, id='one', task='multilabel', vocab=LABELS, kind='pha
 
 
 class Page(HTMLParser):
-    "What a page says and points to; fails where a tag is not closed or a picture has no words."
+    "What a page says and points to; fails if a tag is not closed or an image has no words."
     def __init__(self, fn):
         super().__init__()
         self.open, self.links, self.ids, self.levels, self.text = [], [], [], [], ''
@@ -115,17 +115,19 @@ def test_page_stands_alone(report, cleaned):
 def test_page_says_what_matters(report):
     text = Page(report).text
     for o in ('Phantom data.', 'not a medical device', '80 files were found', 'accounts for every file', 'wrapped',
-              '1 any', 'No patient, study or series is on two sides', 'guessing', 'always saying no',
-              'grey values only', 'difference', 'Epoch 2 of 2 was kept', 'One patient, from bottom to top', 'Drawn at random',
-              'actual:', 'ich demo', 'ffffffffffff', "train_multilabel(**load_run('one', '…/results').args)", '6 patients are few',
-              'RSNA log loss', 'Side by side', 'over any', 'How far the probabilities can be trusted', 'divided by', 'patient, max'): assert o in text, o
+              '1 any', 'No patient, study or series is in two sets', 'guessing', 'always saying no',
+              'grey values only', 'difference', 'Epoch 2 of 2 was kept', 'One patient, from bottom to top',
+              'Drawn at random', 'actual:', 'ich demo', 'ffffffffffff', '6 patients are few',
+              "train_multilabel(**load_run('one', '…/results').args)",
+              'RSNA log loss', 'Runs compared', 'over any', 'How far the probabilities can be trusted', 'divided by',
+              'patient, max', 'interval (95 %)', 'Intracranial Hemorrhage Detection, 2022'): assert o in text, o
     assert '✓' in text and '✗' in text
 
 
 def test_tables_beside_the_page(report):
     tables = {o.stem: pd.read_csv(o) for o in (report.parent/'tables').glob('*.csv')}
-    names = {f'{o}_phantom' for o in ('results', 'labels', 'sides', 'grid', 'points', 'levels', 'calibration', 'compare')}
-    assert set(tables) == names | {'cleaning', 'label_counts'}
+    names = 'results', 'labels', 'sides', 'grid', 'points', 'levels', 'calibration', 'compare'
+    assert set(tables) == {f'{o}_phantom' for o in names} | {'cleaning', 'label_counts'}
     assert (tables['results_phantom'].difference.dropna() == 0).all()  # the baseline is the run itself here
     sides = tables['sides_phantom'].query("run == 'two'").set_index('side')
     assert sides.images.to_dict() == dict(train=24, valid=12, test=36) and sides['any'].sum() == 30
@@ -149,7 +151,7 @@ def test_record_only(cleaned, tmp_path):
 def test_unfinished_run(tmp_path):
     record = dict(status='interrupted', data_kind='phantom')
     run = Run('stopped', 'binary', dict(arch='resnet18'), tmp_path/'stopped', {}, record)
-    assert 'no figures: its status is interrupted' in Page(write_report(run, tmp_path/'out')).text
+    assert 'no results: its status is interrupted' in Page(write_report(run, tmp_path/'out')).text
 
 
 def test_phantom_and_real_apart(cleaned, tmp_path):
@@ -164,7 +166,7 @@ def test_phantom_and_real_apart(cleaned, tmp_path):
 
 def test_classes_and_folds(cleaned, tmp_path):
     run = make_run(cleaned, tmp_path, 'c', 'multiclass', ('subdural', 'any'))
-    assert 'The likeliest class counts.' in Page(write_report(run, tmp_path/'a')).text
+    assert 'The most probable class is the answer.' in Page(write_report(run, tmp_path/'a')).text
     args = dict(train_fn='train_binary', data='head_ct', folds=2, seed=1)
     preds = run.preds.assign(split='test', repeat=0, fold=(run.preds.group > 'p07').astype(int))
     folds = [dict(fold=0, auc=.9, run='r0')]
@@ -188,7 +190,8 @@ def test_folder_without_labels(cleaned, tmp_path):
     (home/'clean.json').write_text(json.dumps(about))
     run = make_run(cleaned, tmp_path, task='binary', vocab=('any',))
     text = Page(write_report(run, tmp_path/'out', cleaned=home)).text
-    for o in 'cleaned without labels', 'not just the set of this run', 'picture not kept', 'no labels': assert o in text
+    for o in ('cleaned without labels', 'does not match the data of this run', 'image not kept', 'no labels'):
+        assert o in text, o
 
 
 def test_clear_errors(cleaned, tmp_path):
