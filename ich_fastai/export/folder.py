@@ -60,8 +60,8 @@ def _refuse(run: Run, out: Path) -> None:
         raise IchError(f'{run.id} is a {run.task}, which has no network of its own; export one of its runs: {runs}.')
     lack = [o for o in ('model.safetensors', 'preds.parquet') if not (run.path/o).is_file()]
     if lack:
-        raise IchError(f'{run.path} has no {" and no ".join(lack)}. Only the record of this run is here, because it was '
-                       'trained on another machine. Train it again, with the arguments in run.json.')
+        raise IchError(f'{run.path} has no {" and no ".join(lack)}. Only the record of this run is here, because the '
+                       'run was trained on another machine. Train it again, with the arguments in run.json.')
     strange = sorted(o.name for o in out.iterdir() if o.name not in KNOWN) if out.is_dir() else []
     if strange or out.is_file():
         why = 'it is a file' if out.is_file() else f'it holds {strange[0]}'

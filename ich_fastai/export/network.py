@@ -141,14 +141,14 @@ def ask_network(
 def nodes_in_32_bits(
     nodes: Sequence, # nodes of an ONNX graph, in order
 ) -> list[str]: # their names
-    """Choose what stays in 32 bits: the normalisation before the first layer and, behind the maps, everything but
-    large matrices. The last matrix makes the answer, and stays too."""
+    "Choose what stays in 32 bits: the normalisation and, behind the maps, all but the large matrices."
     first = next((i for i, o in enumerate(nodes) if o.op_type in ('Conv', 'Gemm', 'MatMul')), len(nodes))
     behind, after = [], {'maps'}
     for node in nodes:
         if after & set(node.input):
             after |= set(node.output)
             behind.append(node)
+    # the last matrix makes the answer, and stays
     matrices = [o.name for o in behind if o.op_type in ('Gemm', 'MatMul')][:-1]
     return [o.name for o in nodes[:first]] + [o.name for o in behind if o.name not in matrices]
 
