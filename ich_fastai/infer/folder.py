@@ -50,6 +50,21 @@ class ModelFolder:
         for o in self._pieces(name): hashed.update(o)
         self._compare(name, hashed)
 
+    def open_network(self,
+        name: str, # one of the .onnx files
+        threads: int, # of ONNX Runtime
+    ): # ONNX Runtime's session; raises `ModelError`
+        "Open a network in ONNX Runtime."
+        import onnxruntime as ort
+        ort.disable_telemetry_events()  # see `core`; for callers that imported it before
+        opts = ort.SessionOptions()
+        opts.intra_op_num_threads, opts.inter_op_num_threads, opts.log_severity_level = threads, 1, 3
+        weights = self.read(name)
+        try: return ort.InferenceSession(weights, opts, providers=['CPUExecutionProvider'])
+        except Exception as e:  # it has its own errors for each cause
+            raise ModelError(f'{self.path/name} is not a network that ONNX Runtime {ort.__version__} can run '
+                             f'({str(e)[:200]}); update onnxruntime, or export the model again.') from e
+
     def _pieces(self, name: str, size: int = 2**20) -> Iterator[bytes]: # of so many bytes; -1: all at once
         try:
             with (self.path/name).open('rb') as f:
