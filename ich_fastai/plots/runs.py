@@ -48,6 +48,9 @@ def new_axes(
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
+def _legend(ax: Axes, **kwargs) -> None: # above the axes
+    ax.figure.legend(fontsize=9, frameon=False, loc='outside upper center', columnspacing=1, **kwargs)
+
 def figure_uri(
     fig: Figure, # a plot
 ) -> str: # 'data:image/svg+xml;base64,...', the same for the same plot
@@ -72,8 +75,9 @@ def plot_lr_find(
     if lr:
         ax.axvline(lr, color=VALID, ls='--', lw=1.2)
         left = lr > np.sqrt(curve.lr.min() * curve.lr.max())  # the explosion is on the right
-        ax.annotate(f'used: {lr:.1e}', (lr, 1), xycoords=('data', 'axes fraction'), xytext=(-4 if left else 4, -2),
-                    textcoords='offset points', ha='right' if left else 'left', va='top', fontsize=9, color=VALID)
+        ax.annotate(f'used: {lr:.1e}', (lr, 1), xycoords=('data', 'axes fraction'),
+                    xytext=(-4 if left else 4, -2), textcoords='offset points',
+                    ha='right' if left else 'left', va='top', fontsize=9, color=VALID)
     return ax.figure
 
 # %% ../../nbs/14_plots/00_runs.ipynb #59939d3c
@@ -96,7 +100,7 @@ def say_column(
 
 def plot_curves(
     log: pd.DataFrame, # one row per epoch
-    columns: Sequence[str] = ('train_loss', 'valid_loss'), # columns to draw; the ones that the log lacks are left out
+    columns: Sequence[str] = ('train_loss', 'valid_loss'), # columns to draw, if the log has them
     ylabel: str = 'loss', # name of the y axis, with the unit
     keep: str = 'best', # 'best' or 'last', see `kept_epoch`
 ) -> Figure: # raises `IchError` if the log has none of the columns
@@ -116,7 +120,7 @@ def plot_curves(
         ax.set_ylabel(f'{ylabel} (log scale)')
     ax.set_xlim(.5, len(log) + .5)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.figure.legend(fontsize=9, frameon=False, ncols=2, loc='outside upper center', columnspacing=1)
+    _legend(ax, ncols=2)
     return ax.figure
 
 def _mark_stages(ax: Axes, log: pd.DataFrame) -> None:
@@ -126,8 +130,8 @@ def _mark_stages(ax: Axes, log: pd.DataFrame) -> None:
     if 'size' in log and log['size'].nunique() > 1:
         for i in [0, *np.flatnonzero(log['size'].diff().fillna(0))]:
             if i: ax.axvline(i + .5, color=GREY, ls='--', lw=1)
-            ax.text(i + .6, 1.01, f"{log['size'].iloc[i]:.0f} px", transform=ax.get_xaxis_transform(), fontsize=9,
-                    color=GREY)
+            ax.text(i + .6, 1.01, f"{log['size'].iloc[i]:.0f} px", transform=ax.get_xaxis_transform(),
+                    fontsize=9, color=GREY)
 
 # %% ../../nbs/14_plots/00_runs.ipynb #02ef49a4
 def plot_label_counts(
@@ -178,7 +182,7 @@ def roc_band(
 def plot_roc(
     preds: pd.DataFrame, # `group`, `p_<label>`, `y_<label>` of the images that are measured
     labels: Sequence[str]|None = None, # labels to plot; None: all
-    card: Mapping|None = None, # `metrics.report_card` of these predictions: gives intervals and operating points
+    card: Mapping|None = None, # `metrics.report_card` of these predictions: intervals, operating points
     n: int = 200, # resamples for the band
 ) -> Figure: # one pair of axes per label
     "Plot ROC curves with a band from a bootstrap over patients, and the operating points."
@@ -192,7 +196,7 @@ def plot_roc(
         _roc_axes(ax, preds[preds[f'y_{label}'].notna()], label, label_color(label, i), row, point, n)
     return fig
 
-def _roc_axes(ax: Axes, preds: pd.DataFrame, label: str, color: str, row: Mapping, point: Mapping, n: int) -> None:
+def _roc_axes(ax: Axes, preds: pd.DataFrame, label: str, color: str, row: Mapping, point: Mapping, n: int):
     "Draw the curve, the band, the points and the legend of one label."
     y, p = preds[f'y_{label}'].to_numpy(float), preds[f'p_{label}'].to_numpy(float)
     auc, ci = row.get('auc'), row.get('auc_ci')
@@ -215,11 +219,11 @@ def _roc_axes(ax: Axes, preds: pd.DataFrame, label: str, color: str, row: Mappin
     ax.legend(fontsize=9, frameon=False, loc='upper center', bbox_to_anchor=(.5, -.17), borderaxespad=0,
               handlelength=1.4)
 
-def _mark_threshold(ax: Axes, row: Mapping, thresh: float|None, marker: str, color: str, more: str = '') -> None:
+def _mark_threshold(ax: Axes, row: Mapping, thresh: float|None, marker: str, color: str, more: str = ''):
     "Mark sensitivity and specificity at a threshold, if both are known."
     if row.get('sensitivity') is None or row.get('specificity') is None: return
-    ax.plot(1 - row['specificity'], row['sensitivity'], marker, color=color, mec='black', ms=6.5, clip_on=False,
-            label=f'threshold {thresh:.2g}{more}')
+    ax.plot(1 - row['specificity'], row['sensitivity'], marker, color=color, mec='black', ms=6.5,
+            clip_on=False, label=f'threshold {thresh:.2g}{more}')
 
 # %% ../../nbs/14_plots/00_runs.ipynb #f7b465a5
 def plot_aucs(
@@ -241,7 +245,7 @@ def plot_aucs(
     for face, name in ('black', 'network'), *([('white', 'grey values only')] if grey else []):
         ax.plot([], [], 'o', color='black' if face == 'black' else GREY, mfc=face, ms=6, label=name)
     ax.plot([], [], ls=':', color=GREY, label='guessing')
-    ax.figure.legend(fontsize=9, frameon=False, ncols=3, loc='outside upper center', columnspacing=1, handletextpad=.3)
+    _legend(ax, ncols=3, handletextpad=.3)
     ax.set_xlim(min(.45, ax.get_xlim()[0]), 1.02)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - .5, -.5)
@@ -260,7 +264,7 @@ def plot_reliability(
         lengths = [table.share - table.low, table.high - table.share]
         ax.errorbar(table.mean_p, table.share, lengths, marker='o', ms=4.5, lw=1.3, elinewidth=.8, label=name, **look)
     ax.set(xlim=(-.02, 1.02), ylim=(-.02, 1.02), aspect='equal')
-    ax.figure.legend(fontsize=9, frameon=False, ncols=3, loc='outside upper center', columnspacing=1, handletextpad=.4)
+    _legend(ax, ncols=3, handletextpad=.4)
     return ax.figure
 
 # %% ../../nbs/14_plots/00_runs.ipynb #644c2776
@@ -283,5 +287,5 @@ def plot_volumes(
                     elinewidth=.8, color=label_color(name, i), label=name)
     ax.set_xticks(range(len(bins)), [f'over {a:g}' if b == np.inf else f'{a:g} to {b:g}' for a, b in bins])
     ax.set_ylim(None, 1.02)
-    ax.figure.legend(fontsize=9, frameon=False, ncols=3, loc='outside upper center', columnspacing=1, handletextpad=.4)
+    _legend(ax, ncols=3, handletextpad=.4)
     return ax.figure
