@@ -21,7 +21,7 @@ help:
 	@echo 'make fuzz   10,000 damaged files: no crash, no hang, every file accounted for'
 	@echo 'make readme README.md from nbs/index.ipynb'
 	@echo 'make results RESULTS.md from the saved runs and the study notebooks'
-	@echo 'make docs   all notebooks as pages in _docs'
+	@echo 'make docs   all notebooks as pages in _docs, with a page of contents'
 
 $(STAMP): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || (echo 'ich_fastai needs Python 3.10 or newer: make PYTHON=python3.11 ...'; exit 1)
@@ -61,16 +61,13 @@ prepare: $(STAMP)
 	$(BIN)/nbdev_export
 
 readme: $(STAMP)
-	$(BIN)/jupyter nbconvert --log-level WARN --to markdown --no-input nbs/index.ipynb --output-dir . --output README --RegexRemovePreprocessor.patterns '#\|\s*hide'
-	@$(BIN)/python -c "import re; from pathlib import Path; p = Path('README.md'); p.write_text(re.sub('\n{3,}', '\n\n', p.read_text(encoding='utf-8')).replace('](images/', '](nbs/images/').strip() + '\n', encoding='utf-8')"
+	$(BIN)/python tools/readme.py
 
 results: $(STAMP)
-	$(BIN)/python -c "from ich_fastai.results import write_results; print(write_results())"
+	$(BIN)/python -c "from ich_fastai.studies.results import write_results; print(write_results())"
 
 docs: $(STAMP)
-	$(BIN)/jupyter nbconvert --log-level WARN --to html nbs/*.ipynb nbs/*/*.ipynb --output-dir _docs
-	cp -r nbs/images _docs/
-	@echo 'The pages are in _docs; begin with _docs/index.html'
+	$(BIN)/python tools/docs.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,4 +1,4 @@
-"HU of every encoding, and a reason for whatever has none."
+"Hounsfield units from every encoding, and a reason for every file that has none."
 import io
 
 import numpy as np
@@ -6,9 +6,9 @@ import pydicom
 import pytest
 
 from ich_fastai.core import DicomError
-from ich_fastai.dicom import WINDOWS, brain_box, crop_resize, pct_window, read_header, read_hu, read_slice, window
+from ich_fastai.dicom import WINDOWS, brain_box, crop_resize, open_slices, pct_window
+from ich_fastai.dicom import read_header, read_hu, read_slice, window
 from ich_fastai.dicom.hounsfield import is_wrapped, sign_extend
-from ich_fastai.dicom import open_slices
 
 
 def ct(stored, **tags):
@@ -17,8 +17,9 @@ def ct(stored, **tags):
     ds.file_meta.TransferSyntaxUID = tags.pop('syntax', pydicom.uid.ExplicitVRLittleEndian)
     ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = '1.2.840.10008.5.1.4.1.1.2', '1.2.3'
     stored = np.asarray(stored)
-    base = dict(SOPInstanceUID='1.2.3', Modality='CT', PatientID='p', StudyInstanceUID='1', SeriesInstanceUID='2', Rows=stored.shape[0],
-                Columns=stored.shape[1], SamplesPerPixel=1, PhotometricInterpretation='MONOCHROME2', BitsAllocated=16, BitsStored=12, HighBit=11,
+    base = dict(SOPInstanceUID='1.2.3', Modality='CT', PatientID='p', StudyInstanceUID='1', SeriesInstanceUID='2',
+                Rows=stored.shape[0], Columns=stored.shape[1], SamplesPerPixel=1,
+                PhotometricInterpretation='MONOCHROME2', BitsAllocated=16, BitsStored=12, HighBit=11,
                 PixelRepresentation=0, RescaleSlope=1, RescaleIntercept=-1024, PixelData=stored.astype('<u2').tobytes())
     for k, v in (base | tags).items():
         if v is not None: setattr(ds, k, v)
@@ -42,9 +43,10 @@ def test_all_4096_values_through_a_file():
 
 
 def test_honest_files_are_left_alone():
-    "What the usual repair (intercept over -100 and unsigned) would spoil."
+    "Files that the common repair (intercept over -100 and unsigned) would spoil."
     x = np.random.default_rng(0).integers(0, 4096, (64, 64))
-    for tags in dict(RescaleIntercept=-1024), dict(RescaleIntercept=-1000), dict(RescaleIntercept=0, BitsStored=16, HighBit=15):
+    wide = dict(RescaleIntercept=0, BitsStored=16, HighBit=15)
+    for tags in dict(RescaleIntercept=-1024), dict(RescaleIntercept=-1000), wide:
         row, hu = read_slice(ct(x, **tags))
         assert not row['px_fixed'] and (hu == x + tags['RescaleIntercept']).all()
     dense = np.zeros((64, 64), int)
@@ -64,15 +66,18 @@ def test_slope():
 
 
 @pytest.mark.parametrize('tags,reason', [
-    (dict(Modality='MR'), 'not_ct'), (dict(PixelData=None), 'no_pixels'), (dict(PixelData=b'1234'), 'bad_pixels'), (dict(RescaleIntercept=None), 'no_hu'),
-    (dict(RescaleSlope=0), 'no_hu'), (dict(BitsStored=0), 'bad_header'), (dict(NumberOfFrames=2, PixelData=bytes(64)), 'no_hu'),
+    (dict(Modality='MR'), 'not_ct'), (dict(PixelData=None), 'no_pixels'), (dict(PixelData=b'1234'), 'bad_pixels'),
+    (dict(RescaleIntercept=None), 'no_hu'), (dict(RescaleSlope=0), 'no_hu'), (dict(BitsStored=0), 'bad_header'),
+    (dict(NumberOfFrames=2, PixelData=bytes(64)), 'no_hu'),
     (dict(SamplesPerPixel=3, PhotometricInterpretation='RGB', PlanarConfiguration=0, PixelData=bytes(96)), 'no_hu')])
 def test_reasons(tags, reason):
     with pytest.raises(DicomError) as e: read_hu(ct(np.zeros((4, 4)), **tags))
     assert e.value.reason == reason
 
 
-@pytest.mark.parametrize('raw', [b'', b'text', bytes(1000), b'\0' * 128 + b'DICM', b'\0' * 128 + b'DICM' + b'\xff' * 500])
+PREAMBLE = bytes(128) + b'DICM'
+
+@pytest.mark.parametrize('raw', [b'', b'text', bytes(1000), PREAMBLE, PREAMBLE + b'\xff' * 500])
 def test_garbage(raw):
     with pytest.raises(DicomError): read_hu(raw)
 
@@ -98,8 +103,9 @@ def test_pct_window_is_strict():
 def recoded(hu, syntax, **tags):
     "The same slice in another transfer syntax."
     big = syntax == pydicom.uid.ExplicitVRBigEndian
-    allocated = tags.get('BitsAllocated', 16)
-    tags.setdefault('PixelData', np.asarray(hu).astype(f"{'>' if big else '<'}{'i' if tags.get('PixelRepresentation') else 'u'}{allocated // 8}").tobytes())
+    kind = 'i' if tags.get('PixelRepresentation') else 'u'
+    dtype = f"{'>' if big else '<'}{kind}{tags.get('BitsAllocated', 16) // 8}"
+    tags.setdefault('PixelData', np.asarray(hu).astype(dtype).tobytes())
     raw = ct(hu, syntax=pydicom.uid.ExplicitVRLittleEndian if syntax.is_encapsulated else syntax, **tags)
     if not syntax.is_encapsulated: return raw
     ds, out = pydicom.dcmread(io.BytesIO(raw)), io.BytesIO()
@@ -108,8 +114,9 @@ def recoded(hu, syntax, **tags):
     return out.getvalue()
 
 
-@pytest.mark.parametrize('syntax', ['ExplicitVRLittleEndian', 'ImplicitVRLittleEndian', 'ExplicitVRBigEndian', 'DeflatedExplicitVRLittleEndian',
-                                    'RLELossless', 'JPEG2000Lossless', 'JPEGLSLossless'])
+@pytest.mark.parametrize('syntax', ['ExplicitVRLittleEndian', 'ImplicitVRLittleEndian', 'ExplicitVRBigEndian',
+                                    'DeflatedExplicitVRLittleEndian', 'RLELossless', 'JPEG2000Lossless',
+                                    'JPEGLSLossless'])
 @pytest.mark.parametrize('kind', [dict(), dict(PixelRepresentation=1, BitsStored=16, HighBit=15, RescaleIntercept=0),
                                   dict(BitsAllocated=8, BitsStored=8, HighBit=7, RescaleIntercept=-100),
                                   dict(PhotometricInterpretation='MONOCHROME1')])
@@ -135,8 +142,9 @@ def test_jpeg_baseline():
 
 
 @pytest.mark.parametrize('tags,intercept', [
-    (dict(RescaleIntercept='-1024.00000'), -1024), (dict(RescaleIntercept='-1.024E3'), -1024), (dict(RescaleIntercept=['-1024', '-1024']), -1024),
-    (dict(RescaleSlope=None), -1024), (dict(RescaleIntercept=' -1000 '), -1000), (dict(RescaleSlope='1.0 ', WindowCenter=['40', '80']), -1024)])
+    (dict(RescaleIntercept='-1024.00000'), -1024), (dict(RescaleIntercept='-1.024E3'), -1024),
+    (dict(RescaleIntercept=['-1024', '-1024']), -1024), (dict(RescaleSlope=None), -1024),
+    (dict(RescaleIntercept=' -1000 '), -1000), (dict(RescaleSlope='1.0 ', WindowCenter=['40', '80']), -1024)])
 def test_odd_forms_of_slope_and_intercept(tags, intercept):
     x = np.arange(64).reshape(8, 8)
     assert (read_hu(ct(x, **tags)) == x + intercept).all()
@@ -157,16 +165,19 @@ def enhanced(planes, cut=0):
     shared = item(PixelMeasuresSequence=Sequence([item(PixelSpacing=[.5, .5], SliceThickness=5)]),
                   PlaneOrientationSequence=Sequence([item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])]),
                   PixelValueTransformationSequence=Sequence([item(RescaleIntercept=-1024, RescaleSlope=1)]))
-    frames = [item(PlanePositionSequence=Sequence([item(ImagePositionPatient=[0, 0, 5 * i])])) for i in range(len(planes))]
+    places = [item(ImagePositionPatient=[0, 0, 5 * i]) for i in range(len(planes))]
+    frames = [item(PlanePositionSequence=Sequence([place])) for place in places]
     data = (np.asarray(planes) + 1024).astype('<u2').tobytes()
-    return ct(planes[0], RescaleIntercept=None, RescaleSlope=None, NumberOfFrames=len(planes), SharedFunctionalGroupsSequence=Sequence([shared]),
-              PerFrameFunctionalGroupsSequence=Sequence(frames), PixelData=data[:len(data) - cut])
+    return ct(planes[0], RescaleIntercept=None, RescaleSlope=None, NumberOfFrames=len(planes),
+              SharedFunctionalGroupsSequence=Sequence([shared]), PerFrameFunctionalGroupsSequence=Sequence(frames),
+              PixelData=data[:len(data) - cut])
 
 
 def test_enhanced_multi_frame():
     planes = np.random.default_rng(0).integers(-1000, 2000, (4, 32, 32))
     found = [(row, load()) for row, load in open_slices(enhanced(planes))]
-    assert [row['sop'] for row, _ in found] == ['1.2.3.1', '1.2.3.2', '1.2.3.3', '1.2.3.4'] and [row['z'] for row, _ in found] == [0, 5, 10, 15]
+    assert [row['sop'] for row, _ in found] == ['1.2.3.1', '1.2.3.2', '1.2.3.3', '1.2.3.4']
+    assert [row['z'] for row, _ in found] == [0, 5, 10, 15]
     assert all((hu == p).all() for (_, hu), p in zip(found, planes)) and found[0][0]['thickness'] == 5
     with pytest.raises(DicomError, match='4 frames'): read_hu(enhanced(planes))
     for _, load in open_slices(enhanced(planes, cut=100)):
@@ -191,10 +202,11 @@ def test_box_and_windows_equal_fastai(real, raw):
     import torch
     from fastai.medical.imaging import TensorDicom, dicom_windows, mask2bbox
     n = 0
-    for fn in [*real.glob('rsna2019_sample/*.dcm'), *real.glob('ct_series_philips_phantom/*.dcm'), *sorted((raw/'stage_2_train').glob('*.dcm'))[::3]]:
+    phantoms = sorted((raw/'stage_2_train').glob('*.dcm'))[::3]
+    for fn in [*real.glob('rsna2019_sample/*.dcm'), *real.glob('ct_series_philips_phantom/*.dcm'), *phantoms]:
         try: hu = read_hu(fn)
         except DicomError: continue
-        if pct_window(hu) < .02: continue  # blank: no picture is made of it
+        if pct_window(hu) < .02: continue  # blank: no image is made of it
         px = TensorDicom(torch.from_numpy(hu.astype(np.float32)))
         assert np.abs(px.windowed(*dicom_windows.brain).numpy() * 255 - window(hu, *WINDOWS['brain'])).max() <= 1
         (y0, x0), (y1, x1) = np.array(mask2bbox(px.mask_from_blur(dicom_windows.brain)))
@@ -220,11 +232,12 @@ def test_real_rsna(real):
 
 
 def test_real_odd_files(real):
-    "Checked by hand, one by one: every CT slice is read, whatever its encoding; everything else is refused by its name."
-    want = dict(CT_JPEG70=None, CT_small=None, MR_small_RLE='not_ct', MR_small_bigendian='not_ct', MR_small_implicit='not_ct', MR_small_padded='not_ct',
-                MR_truncated='not_ct', JPEGLSNearLossless_16='not_ct', SC_rgb_rle='not_ct', badVR='not_ct', image_dfl='not_ct', liver_1frame='not_ct',
-                nih_cxr_jpegbaseline='not_ct', emri_small_jpeg_2k_lossless_too_short='not_ct', meta_missing_tsyntax='not_ct', no_meta=None)
-    want |= {'693_J2KR': None, '693_UNCI': None, 'explicit_VR-UN': None, 'nema-ct1_j2ki': None, 'gdcm-CR-MONO1-10-chest': 'not_ct', 'test-SR': 'not_ct'}
+    "Each was checked by hand: a CT slice is read in any encoding, everything else is refused with a reason."
+    read = ['CT_JPEG70', 'CT_small', 'no_meta', '693_J2KR', '693_UNCI', 'explicit_VR-UN', 'nema-ct1_j2ki']
+    not_ct = ['MR_small_RLE', 'MR_small_bigendian', 'MR_small_implicit', 'MR_small_padded', 'MR_truncated',
+              'JPEGLSNearLossless_16', 'SC_rgb_rle', 'badVR', 'image_dfl', 'liver_1frame', 'nih_cxr_jpegbaseline',
+              'emri_small_jpeg_2k_lossless_too_short', 'meta_missing_tsyntax', 'gdcm-CR-MONO1-10-chest', 'test-SR']
+    want = dict.fromkeys(read) | dict.fromkeys(not_ct, 'not_ct')
     assert set(want) == {o.stem for o in (real/'dicom_odd').glob('*.dcm')}
     for name, reason in want.items():
         fn = real/'dicom_odd'/f'{name}.dcm'

@@ -1,4 +1,6 @@
-"Whatever is wrong with the source or the disk: an error or a quarantine row, never half a picture, never a file outside, nobody's name."
+"""A fault of the source or the disk gives an error or a quarantine row.
+
+It never gives half an image, a file outside the folder, or the name of a person."""
 import io
 import os
 import shutil
@@ -38,7 +40,8 @@ def test_names_in_a_zip_that_point_outside(raw, tmp_path):
     (tmp_path/'deep'/'er').mkdir(parents=True)
     c = clean_dicoms(tmp_path/'a.zip', tmp_path/'deep'/'er'/'out', min_brain=0.)
     assert c['found'] == total(c) == 4
-    assert {o.name for o in tmp_path.rglob('*') if o.is_file()} - {o.name for o in (tmp_path/'deep'/'er'/'out').rglob('*')} == {'a.zip'}
+    inside = {o.name for o in (tmp_path/'deep'/'er'/'out').rglob('*')}
+    assert {o.name for o in tmp_path.rglob('*') if o.is_file()} - inside == {'a.zip'}
 
 
 def test_bombs(raw, tmp_path, monkeypatch):
@@ -106,7 +109,7 @@ def test_source_that_vanishes(raw, cleaned, tmp_path, monkeypatch):
 @pytest.mark.parametrize('format', ['jpg', 'hu'])
 def test_disk_full(raw, tmp_path, monkeypatch, format):
     class Full(io.FileIO):
-        "A disk with room for a few pictures, which then takes a part of the next."
+        "A disk with room for a few images, which then takes a part of the next."
         room = 30_000
         def __init__(self, fn, mode, buffering): super().__init__(fn, mode)
         def write(self, data):
@@ -116,9 +119,11 @@ def test_disk_full(raw, tmp_path, monkeypatch, format):
     clean_dicoms(raw/'stage_2_train', tmp_path/'undisturbed', **args)
     with monkeypatch.context() as m:
         m.setattr(preprocess, 'open', Full, raising=False)
-        with pytest.raises(IchError, match='No space left.*Make room'): clean_dicoms(raw/'stage_2_train', tmp_path/'out', **args)
+        with pytest.raises(IchError, match='No space left.*Make room'):
+            clean_dicoms(raw/'stage_2_train', tmp_path/'out', **args)
     assert not list((tmp_path/'out'/'images').glob('.tmp-*')) and not (tmp_path/'out'/'manifest.parquet').exists()
-    for o in (tmp_path/'out'/'images').iterdir(): assert o.read_bytes() == (tmp_path/'undisturbed'/'images'/o.name).read_bytes()
+    for fn in (tmp_path/'out'/'images').iterdir():
+        assert fn.read_bytes() == (tmp_path/'undisturbed'/'images'/fn.name).read_bytes()
     clean_dicoms(raw/'stage_2_train', tmp_path/'out', **args)
     same(tmp_path/'undisturbed', tmp_path/'out')
 
@@ -136,10 +141,12 @@ def test_nobody_is_named(raw, tmp_path):
     files = sorted((raw/'stage_2_train').iterdir())[:40]
     for o in files:
         ds = pydicom.dcmread(o)
-        ds.PatientName, ds.PatientBirthDate, ds.ReferringPhysicianName, ds.SeriesDescription = 'Doe^John', '19700203', 'Roe^Jane', 'Head of Doe'
+        ds.PatientName, ds.PatientBirthDate = 'Doe^John', '19700203'
+        ds.ReferringPhysicianName, ds.SeriesDescription = 'Roe^Jane', 'Head of Doe'
         ds.save_as(src/o.name)
     shutil.copy(files[0], src/'DOE_copy.dcm')
-    ids = {str(ds[o].value) for ds in (pydicom.dcmread(o) for o in files) for o in ('SOPInstanceUID', 'PatientID', 'StudyInstanceUID', 'SeriesInstanceUID')}
+    tags = 'SOPInstanceUID', 'PatientID', 'StudyInstanceUID', 'SeriesInstanceUID'
+    ids = {str(ds[tag].value) for ds in map(pydicom.dcmread, files) for tag in tags}
     args = dict(labels=raw/'stage_2_train.csv', size=32)
     clean_dicoms(src, tmp_path/'open', **args)
     found = text_of(tmp_path/'open')
@@ -150,11 +157,13 @@ def test_nobody_is_named(raw, tmp_path):
     found = text_of(tmp_path/'hidden')
     assert not any(o in found for o in ids) and 'DOE' not in found.upper().replace('DOES', '')
     a, b = load_manifest(tmp_path/'open'), load_manifest(tmp_path/'hidden')
-    assert len(a) == len(b) and a['any'].sum() == b['any'].sum() and sorted(a.groupby('group').size()) == sorted(b.groupby('group').size())
+    assert len(a) == len(b) and a['any'].sum() == b['any'].sum()
+    assert sorted(a.groupby('group').size()) == sorted(b.groupby('group').size())
     assert (tmp_path/'hidden.key').exists() and read_json(tmp_path/'hidden'/'clean.json')['pseudonyms']
 
     before = load_manifest(tmp_path/'hidden').sop.tolist()
-    assert clean_dicoms(src, tmp_path/'hidden', **args, pseudonymize=True)['skipped'] == 41  # resumed under the same pseudonyms
+    # resumed under the same pseudonyms
+    assert clean_dicoms(src, tmp_path/'hidden', **args, pseudonymize=True)['skipped'] == 41
     clean_dicoms(src, tmp_path/'again', **args, pseudonymize=tmp_path/'hidden.key')
     assert load_manifest(tmp_path/'again').sop.tolist() == before
     with pytest.raises(IchError, match='other settings'): clean_dicoms(src, tmp_path/'hidden', **args)
@@ -163,7 +172,9 @@ def test_nobody_is_named(raw, tmp_path):
 def test_contrast_and_bone(tmp_path):
     (tmp_path/'s').mkdir()
     x = np.full((64, 64), 1064)
-    for i, tags in enumerate([dict(), dict(ContrastBolusAgent='Iomeron'), dict(ConvolutionKernel='H70s'), dict(SeriesDescription='Head C-')]):
+    agent, kernel = dict(ContrastBolusAgent='Iomeron'), dict(ConvolutionKernel='H70s')
+    plain = dict(SeriesDescription='Head C-')
+    for i, tags in enumerate([dict(), agent, kernel, plain]):
         (tmp_path/'s'/f'{i}.dcm').write_bytes(ct(x, SOPInstanceUID=f'1.2.{i}', **tags))
     assert clean_dicoms(tmp_path/'s', tmp_path/'all', workers=1)['written'] == 4
     assert clean_dicoms(tmp_path/'s', tmp_path/'some', refuse='contrast,bone', workers=1)['written'] == 2
@@ -179,23 +190,36 @@ def test_frames_of_one_file(tmp_path):
     assert clean_dicoms(tmp_path/'s', tmp_path/'out', size=32, workers=1)['skipped'] == 5
 
 
+FRESH_WORKER = '''
+import multiprocessing
+import sys
+from pathlib import Path
+
+from ich_fastai.dicom.source import find_files, open_source
+from ich_fastai.images.make import clean_files, describe_files
+
+def go(src, out, how):
+    src = open_source(src)
+    names = find_files(src)[:8]
+    opts = dict(size=32, windows=('brain',), crop=True, min_brain=0., format='jpg', quality=90, refuse=())
+    with multiprocessing.get_context(how).Pool(1) as pool:
+        cleaned = pool.apply(clean_files, (src, names, Path(out), opts))
+        return len(cleaned) + len(pool.apply(describe_files, (src, names, True)))
+
+if __name__ == '__main__': print(go(*sys.argv[1:]))
+'''
+
 def test_nothing_needs_fork(raw, tmp_path):
     "Everything that goes to a worker process can be sent to one that was started afresh."
-    code = ("import multiprocessing as m\nfrom ich_fastai.images.make import clean_files, describe_files\nfrom ich_fastai.dicom.source import open_source, find_files\n"
-            "from pathlib import Path\n"
-            "def go(src, out, how):\n"
-            "    s = open_source(src); n = find_files(s)[:8]\n"
-            "    o = dict(size=32, windows=('brain',), crop=True, min_brain=0., format='jpg', quality=90, refuse=())\n"
-            "    with m.get_context(how).Pool(1) as p: return len(p.apply(clean_files, (s, n, Path(out), o))) + len(p.apply(describe_files, (s, n, True)))\n"
-            "if __name__ == '__main__':\n    import sys\n    print(go(*sys.argv[1:]))\n")
-    (tmp_path/'go.py').write_text(code)
+    (tmp_path/'go.py').write_text(FRESH_WORKER)
     for how in ['spawn'] + ['fork'] * (sys.platform != 'win32'):
-        r = subprocess.run([sys.executable, tmp_path/'go.py', raw/'stage_2_train', tmp_path, how], capture_output=True, text=True)
+        command = [sys.executable, tmp_path/'go.py', raw/'stage_2_train', tmp_path, how]
+        r = subprocess.run(command, capture_output=True, text=True)
         assert r.stdout.strip() == '16', r.stderr
 
 
 def test_planes_go_all_the_way(raw, tmp_path):
-    "A folder of planes is audited, trained on and looked at like one of pictures."
+    "A folder of planes is audited, trained on and shown like a folder of images."
     from ich_fastai.datasets import load_dataset
     from ich_fastai.frames import audit_leakage
     from ich_fastai.plots import load_gray
@@ -203,5 +227,6 @@ def test_planes_go_all_the_way(raw, tmp_path):
     clean_dicoms(raw/'stage_2_train', tmp_path/'hu', labels=raw/'stage_2_train.csv', size=64, format='hu')
     df = load_dataset(tmp_path/'hu')
     assert audit_leakage(df)['files_compared'] == len(df) and load_gray(df.fn.iloc[0], 32).shape == (32, 32)
-    run = train_binary(str(tmp_path/'hu'), arch='resnet10_narrow', weights='none', sizes=(32,), epochs=1, lr=1e-3, results=tmp_path/'results')
+    run = train_binary(str(tmp_path/'hu'), arch='resnet10_narrow', weights='none', sizes=(32,), epochs=1, lr=1e-3,
+                       results=tmp_path/'results')
     assert run.preds.filter(like='p_').notna().all().all()

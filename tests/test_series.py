@@ -1,4 +1,4 @@
-"Slices put in order, and what is remarked about a series."
+"The order of slices, and the remarks about a series."
 import warnings
 
 import numpy as np

@@ -1,4 +1,5 @@
 "Training on a small phantom: it records, repeats, resumes and refuses."
+import inspect
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ from ich_fastai.core import LABELS, SUBTYPES, FrameError, IchError, WeightsError
 from ich_fastai.runs import load_run, runs_table
 from ich_fastai.train import cross_validate, train_binary, train_multilabel
 
-CLI = [sys.executable, '-c', 'from ich_fastai.cli import main; raise SystemExit(main())']
+# a shell that starts programs in the background lets them ignore Ctrl-C: the child takes its usual handler back
+CLI = [sys.executable, '-c', 'import signal; signal.signal(signal.SIGINT, signal.default_int_handler); '
+       'from ich_fastai.cli import main; raise SystemExit(main())']
 pytestmark = pytest.mark.usefixtures('one_thread')
 QUICK = dict(arch='resnet10_narrow', weights='none', sizes=(32,), epochs=1, lr=3e-3, bs=16)
 
@@ -27,23 +30,23 @@ def test_record(cleaned, tmp_path):
     assert rec['data_kind'] == 'phantom' and rec['data']['split'] == 'patient' and rec['function'] == 'train_multilabel'
     assert rec['args']['wd'] == .01 and rec['args']['seed'] == 42  # defaults included
     assert {'git', 'versions', 'device'} <= set(rec['environment'])
-    sides = rec['data']['images']
-    assert len(run.preds) == sides['valid'] + sides['test']
+    images = rec['data']['images']
+    assert len(run.preds) == images['valid'] + images['test']
     assert list(run.preds.columns) == ['fn', 'group', 'split'] + [f'{k}_{o}' for o in LABELS for k in 'py']
-    assert rec['metrics']['on'] == 'test' and rec['metrics']['overall']['n_images'] == sides['test']
+    assert rec['metrics']['on'] == 'test' and rec['metrics']['overall']['n_images'] == images['test']
     back = load_run(run.id, tmp_path)
     pd.testing.assert_frame_equal(back.preds, run.preds)
     assert len(back.log) == 1 and back.learn is None
 
 
-def test_same_seed_same_figures(cleaned, tmp_path):
+def test_same_seed_same_metrics(cleaned, tmp_path):
     a, b, c = (train_binary(cleaned, results=tmp_path, **QUICK, seed=s) for s in (1, 1, 2))
     assert a.metrics == b.metrics != c.metrics
     assert a.record['data']['hash'] == c.record['data']['hash']
     pd.testing.assert_frame_equal(a.preds, b.preds)
 
 
-def test_only_bleeds_is_the_reports_set(cleaned, tmp_path):
+def test_only_bleeds_is_the_set_of_the_source_project(cleaned, tmp_path):
     run = train_multilabel(cleaned, results=tmp_path, **QUICK)
     assert set(run.metrics['labels']) == set(SUBTYPES)
     assert run.preds[[f'y_{o}' for o in SUBTYPES]].max(axis=1).eq(1).all()
@@ -56,13 +59,14 @@ def test_saved_weights_give_the_saved_predictions(cleaned, tmp_path):
     load_weights(model, run.path/'model.safetensors')
     x = run.learn.dls.test_dl(run.preds[['fn']].iloc[:4]).one_batch()[0].cpu()
     with torch.no_grad(): p = model.eval()(x).softmax(1)[:, 1]
-    np.testing.assert_allclose(p.numpy(), run.preds.p_any[:4], atol=1e-5 if run.record['environment']['device'] == 'cpu' else 1e-3)  # a GPU rounds more
+    close = 1e-5 if run.record['environment']['device'] == 'cpu' else 1e-3  # a GPU rounds more
+    np.testing.assert_allclose(p.numpy(), run.preds.p_any[:4], atol=close)
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for children')
 def test_ctrl_c_and_resume(cleaned, tmp_path):
-    args = ['train', 'binary', str(cleaned), '--arch', 'resnet10_narrow', '--weights', 'none', '--sizes', '32', '--epochs', '12', '--lr', '0.003',
-            '--results', str(tmp_path)]
+    args = ['train', 'binary', str(cleaned), '--arch', 'resnet10_narrow', '--weights', 'none', '--sizes', '32',
+            '--epochs', '12', '--lr', '0.003', '--results', str(tmp_path)]
     p = subprocess.Popen(CLI + args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob('runs/*/state.pth')) and p.poll() is None: time.sleep(.02)
     os.killpg(p.pid, signal.SIGINT)
@@ -72,20 +76,22 @@ def test_ctrl_c_and_resume(cleaned, tmp_path):
     assert left.status == 'interrupted'
     done = len(load_run(left.id, tmp_path).log)
     assert 0 < done < 12
-    run = train_binary(str(cleaned), results=tmp_path, resume=left.id, arch='resnet10_narrow', weights='none', sizes=(32,), epochs=12, lr=.003)
+    same = dict(arch='resnet10_narrow', weights='none', sizes=(32,), epochs=12, lr=.003, results=tmp_path,
+                resume=left.id)
+    run = train_binary(str(cleaned), **same)
     assert run.id == left.id and run.record['status'] == 'done' and run.log.epoch.tolist() == list(range(12))
-    with pytest.raises(IchError, match='nothing to go on from'):
-        train_binary(str(cleaned), results=tmp_path, resume=left.id, arch='resnet10_narrow', weights='none', sizes=(32,), epochs=12, lr=.003)
+    with pytest.raises(IchError, match='cannot be resumed: its status is done'): train_binary(str(cleaned), **same)
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for children')
 def test_ctrl_c_before_anything_is_saved(cleaned, tmp_path):
-    args = ['train', 'binary', str(cleaned), '--arch', 'resnet18', '--weights', 'none', '--sizes', '256', '--epochs', '1', '--lr', '0.003', '--results', str(tmp_path)]
+    args = ['train', 'binary', str(cleaned), '--arch', 'resnet18', '--weights', 'none', '--sizes', '256',
+            '--epochs', '1', '--lr', '0.003', '--results', str(tmp_path)]
     p = subprocess.Popen(CLI + args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     while not list(tmp_path.glob('runs/*/run.json')) and p.poll() is None: time.sleep(.02)
     os.killpg(p.pid, signal.SIGINT)
     err = p.communicate()[1]
-    assert p.returncode == 1 and 'nothing to go on from' in err and 'resume=' not in err, err
+    assert p.returncode == 1 and 'nothing was saved' in err and 'resume=' not in err, err
 
 
 def test_cross_validation_holds_every_image_out_once(cleaned, tmp_path):
@@ -94,6 +100,18 @@ def test_cross_validation_holds_every_image_out_once(cleaned, tmp_path):
     assert len(cv.metrics['folds']) == 6 and len(cv.record['runs']) == 6
     assert 0 <= cv.metrics['over_folds']['accuracy_mean'] <= 1
     assert load_run(cv.id, tmp_path).metrics == cv.metrics
+
+
+@pytest.mark.parametrize('folds', [1, 10_000])
+def test_folds_that_the_patients_cannot_fill(cleaned, tmp_path, folds):
+    with pytest.raises(FrameError, match=f'folds is {folds}, and .* patients; give a number from 2 to'):
+        cross_validate(train_binary, cleaned, folds=folds, results=tmp_path, **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_holds_every_argument(cleaned, tmp_path):
+    run = train_binary(cleaned, results=tmp_path, **QUICK)
+    assert list(run.args) == [o for o in inspect.signature(train_binary).parameters if o not in ('results', 'resume')]
 
 
 def test_refusals(cleaned, tmp_path):
@@ -110,10 +128,11 @@ def test_leaking_frame_is_refused(cleaned, tmp_path):
     from ich_fastai.datasets import open_dataset
     df = open_dataset(cleaned).frame
     df['split'] = np.resize(['train', 'valid', 'test'], len(df))
-    with pytest.raises(FrameError, match='two sides'): train_binary(df, results=tmp_path, **QUICK)
+    with pytest.raises(FrameError, match='more than one set'): train_binary(df, results=tmp_path, **QUICK)
 
 
 def test_weights_that_cannot_be_downloaded(cleaned, tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')  # a place where nobody answers
-    with pytest.raises(WeightsError, match="weights='none'"): train_binary(cleaned, results=tmp_path, **QUICK | dict(weights='imagenet', arch='resnet18'))
+    with pytest.raises(WeightsError, match="weights='none'"):
+        train_binary(cleaned, results=tmp_path, **QUICK | dict(weights='imagenet', arch='resnet18'))

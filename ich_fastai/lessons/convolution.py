@@ -32,11 +32,12 @@ def dense(
 def conv2d(
     image: np.ndarray, # grey, shape (height, width)
     kernel: np.ndarray, # the filter, shape (n, m), no larger than the image
-) -> np.ndarray: # the feature map, shape (height - n + 1, width - m + 1); raises `IchError` where the filter does not fit
+) -> np.ndarray: # the feature map, shape (height - n + 1, width - m + 1); raises `IchError` if the filter does not fit
     "Move `kernel` over `image`; at each place multiply and add up."
     (height, width), (n, m) = image.shape, kernel.shape
     if n > height or m > width:
-        raise IchError(f'a filter of {n} x {m} does not fit into an image of {height} x {width}; take a smaller filter or pad the image.')
+        raise IchError(f'a filter of {n} x {m} does not fit into an image of {height} x {width}; '
+                       'take a smaller filter or pad the image.')
     out = np.zeros((height - n + 1, width - m + 1))
     for row in range(out.shape[0]):
         for column in range(out.shape[1]):
@@ -73,7 +74,8 @@ def conv_layer(
 ) -> np.ndarray: # shape (k, height - n + 1, width - m + 1); raises `IchError` where the depths differ
     "Convolve all maps with each filter, add them up, add the filter's bias."
     if weights.shape[1] != len(maps):
-        raise IchError(f'the filters are {weights.shape[1]} deep and {len(maps)} maps come in; the two must be the same number.')
+        raise IchError(f'the filters are {weights.shape[1]} deep and {len(maps)} maps come in; '
+                       'the two must be the same number.')
     return np.stack([sum(conv2d(one, kernel) for one, kernel in zip(maps, w)) + b for w, b in zip(weights, bias)])
 
 # %% ../../nbs/teaching/50_dense_and_convolution.ipynb #342de4d7
@@ -93,5 +95,6 @@ def conv_as_dense(
     width: int, # of the image
 ) -> np.ndarray: # weights of the dense layer, shape (outputs, height * width)
     "Write out the dense layer that does the same as a convolution."
-    pixels = np.eye(height * width).reshape(-1, height, width)  # images with one pixel of 1: what comes out is that pixel's weights
+    # images with one pixel of 1: what comes out is that pixel's weights
+    pixels = np.eye(height * width).reshape(-1, height, width)
     return np.stack([conv2d(one, kernel).ravel() for one in pixels], axis=1)

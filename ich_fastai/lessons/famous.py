@@ -24,17 +24,19 @@ def layer_table(
     model: nn.Module, # any network of convolutions and dense layers, also on the device `meta`
     size: int, # pixels of a side of the image
     channels: int = 3, # 1 for a grey image
-) -> pd.DataFrame: # a row a layer, in the order in which they are used: name, kind, filter, output, parameters, multiply_adds
+) -> pd.DataFrame: # one row per layer, in the order of their use: name, kind, filter, output, parameters, multiply_adds
     "List the layers of a network with what they learn and what they cost."
     rows = []
 
     def note(name, layer, out):
         kind, weight = type(layer).__name__, getattr(layer, 'weight', None)
         macs = 0
-        if isinstance(layer, nn.Conv2d): macs = out.numel() * weight[0].numel()  # products of one filter, at each place of each map
+        # products of one filter, at each place of each map
+        if isinstance(layer, nn.Conv2d): macs = out.numel() * weight[0].numel()
         if isinstance(layer, nn.Linear): macs = weight.numel()
         side = getattr(layer, 'kernel_size', '')
-        rows.append(dict(name=name, kind=kind, filter=side if isinstance(side, int|str) else side[0], output=' x '.join(map(str, out.shape[1:])),
+        rows.append(dict(name=name, kind=kind, filter=side if isinstance(side, int|str) else side[0],
+                         output=' x '.join(map(str, out.shape[1:])),
                          parameters=sum(o.numel() for o in layer.parameters()), multiply_adds=macs))
 
     hooks = [o.register_forward_hook(lambda layer, _, out, name=name: note(name, layer, out))
@@ -90,6 +92,8 @@ def famous_table(
     for name, o in FAMOUS.items():
         t = famous_layers(name)
         dense = t.kind == 'Linear'
-        rows[name] = dict(year=o.year, size=o.size, convolutions=int((t.kind == 'Conv2d').sum()), dense=int(dense.sum()), parameters=int(t.parameters.sum()),
-                          in_dense=t.parameters[dense].sum() / t.parameters.sum(), multiply_adds=int(t.multiply_adds.sum()))
+        rows[name] = dict(year=o.year, size=o.size, convolutions=int((t.kind == 'Conv2d').sum()),
+                          dense=int(dense.sum()), parameters=int(t.parameters.sum()),
+                          in_dense=t.parameters[dense].sum() / t.parameters.sum(),
+                          multiply_adds=int(t.multiply_adds.sum()))
     return pd.DataFrame.from_dict(rows, orient='index')

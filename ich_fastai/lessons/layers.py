@@ -19,7 +19,8 @@ def compose(
 ) -> np.ndarray: # shape (n + a - 1, m + b - 1)
     "Compute the one filter that does the work of two."
     out = np.zeros((first.shape[0] + second.shape[0] - 1, first.shape[1] + second.shape[1] - 1))
-    for (row, column), v in np.ndenumerate(second): out[row:row + first.shape[0], column:column + first.shape[1]] += v * first
+    for (row, column), v in np.ndenumerate(second):
+        out[row:row + first.shape[0], column:column + first.shape[1]] += v * first
     return out
 
 # %% ../../nbs/teaching/53_relu_pooling_softmax.ipynb #d4ee6eee
@@ -35,7 +36,7 @@ def pool(
     how, # what to do with the numbers of a square: np.max, np.mean
     f: int, # side of a square
     s: int, # stride
-) -> np.ndarray: # shape (..., rows, columns), see `sizes.output_size`; what does not fill a square is left out, as in PyTorch
+) -> np.ndarray: # shape (..., rows, columns); what does not fill a square is left out, as in PyTorch
     "Reduce each square of each map to one number."
     for w in maps.shape[-2:]: output_size(w, f, 0, s, floor=True)
     seen = sliding_window_view(maps, (f, f), axis=(-2, -1))[..., ::s, ::s, :, :]
@@ -70,6 +71,7 @@ def softmax(
 ) -> np.ndarray: # the same shape, positive, each row adds up to 1; raises `IchError` where a score is no finite number
     "Turn scores into probabilities."
     scores = np.asarray(scores, dtype=float)
-    if not np.isfinite(scores).all(): raise IchError('a score is infinite or NaN; the training has gone astray, often because the learning rate is too large.')
+    if not np.isfinite(scores).all(): raise IchError('a score is infinite or NaN; the training has gone astray, often '
+                                                     'because the learning rate is too large.')
     e = np.exp(scores - scores.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)

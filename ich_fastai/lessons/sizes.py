@@ -20,11 +20,14 @@ def output_size(
     floor: bool = False, # True: round down where the steps do not come out even, as PyTorch does
 ) -> int: # pixels of the output; raises `IchError` where the filter does not fit
     "Compute `(W - F + 2P) / S + 1`."
-    if min(w, f, s) < 1 or p < 0: raise IchError(f'sizes and stride are at least 1 and padding at least 0; here are W={w}, F={f}, P={p}, S={s}.')
+    if min(w, f, s) < 1 or p < 0:
+        raise IchError(f'sizes and stride are at least 1 and padding at least 0; here are W={w}, F={f}, P={p}, S={s}.')
     room = w - f + 2 * p
-    if room < 0: raise IchError(f'a filter of {f} does not fit into {w} + 2*{p} pixels; take a smaller filter or more padding.')
+    if room < 0:
+        raise IchError(f'a filter of {f} does not fit into {w} + 2*{p} pixels; take a smaller filter or more padding.')
     if room % s and not floor:
-        raise IchError(f'steps of {s} do not come out even: (W - F + 2P) = {room} is no multiple of {s}, so the last {room % s} pixels of the padded image would not be seen. '
+        raise IchError(f'steps of {s} do not come out even: (W - F + 2P) = {room} is no multiple of {s}, so the last '
+                       f'{room % s} pixels of the padded image would not be seen. '
                        'Change padding or stride, or say floor=True.')
     return room // s + 1
 
@@ -55,7 +58,8 @@ def same_padding(
     f: int, # pixels of the filter, odd
 ) -> int: # padding on each side; raises `IchError` where the filter is even
     "Compute the padding that keeps the size at stride 1: `(F - 1) / 2`."
-    if f % 2 == 0: raise IchError(f'a filter of {f} has no middle pixel: it would need {f // 2} on one side and {f // 2 - 1} on the other; take an odd filter.')
+    if f % 2 == 0: raise IchError(f'a filter of {f} has no middle pixel: it would need {f // 2} on one side and '
+                                  f'{f // 2 - 1} on the other; take an odd filter.')
     return (f - 1) // 2
 
 # %% ../../nbs/teaching/51_padding_stride.ipynb #5e92f9ed
@@ -68,7 +72,8 @@ def conv(
 ) -> np.ndarray: # shape (k, rows, columns), see `output_size`; raises `IchError` where the filter does not fit
     "Convolve maps with filters, with padding and stride."
     l, n, m = weights.shape[1:]
-    if l != len(maps): raise IchError(f'the filters are {l} deep and {len(maps)} maps come in; the two must be the same number.')
+    if l != len(maps):
+        raise IchError(f'the filters are {l} deep and {len(maps)} maps come in; the two must be the same number.')
     for w, f in zip(maps.shape[1:], (n, m)): output_size(w, f, p, s, floor=True)
     seen = sliding_window_view(pad(maps, p), (n, m), axis=(1, 2))[:, ::s, ::s]
     out = np.einsum('lyxnm,klnm->kyx', seen, weights, optimize=True)

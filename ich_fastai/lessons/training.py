@@ -105,7 +105,8 @@ def max_pool_backward(
 ) -> np.ndarray: # of the shape of `maps`; raises `IchError` where a side is odd
     "Go backward through max pooling of 2 x 2: the largest number gets all, the first one where several are equal."
     l, height, width = maps.shape
-    if height % 2 or width % 2: raise IchError(f'maps of {height} x {width} cannot be cut into squares of 2 x 2; take even sides.')
+    if height % 2 or width % 2:
+        raise IchError(f'maps of {height} x {width} cannot be cut into squares of 2 x 2; take even sides.')
     squares = maps.reshape(l, height // 2, 2, width // 2, 2).swapaxes(2, 3).reshape(l, height // 2, width // 2, 4)
     out = np.eye(4)[squares.argmax(-1)] * grad[..., None]
     return out.reshape(l, height // 2, width // 2, 2, 2).swapaxes(2, 3).reshape(maps.shape)
@@ -184,10 +185,11 @@ def fit_polynomial(
     x: np.ndarray, # shape (n,)
     y: np.ndarray, # shape (n,)
     degree: int, # 1 is a straight line
-) -> np.ndarray: # coefficients, that of the highest power first; raises `IchError` where there are fewer points than coefficients
+) -> np.ndarray: # coefficients, the highest power first; raises `IchError` for fewer points than coefficients
     "Find the polynomial with the smallest squared distance to the points."
     if degree + 1 > len(x):
-        raise IchError(f'a polynomial of degree {degree} has {degree + 1} coefficients, and there are {len(x)} points; take a lower degree.')
+        raise IchError(f'a polynomial of degree {degree} has {degree + 1} coefficients, '
+                       f'and there are {len(x)} points; take a lower degree.')
     return np.linalg.lstsq(np.vander(x, degree + 1), y, rcond=None)[0]
 
 def mean_squared(
