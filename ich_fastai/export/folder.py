@@ -95,7 +95,7 @@ FROM_RECORD = .02 # largest difference in probability from the predictions of th
 
 def _parts(name: str) -> tuple: # what makes the DataBlock of a task, and what makes its Learner
     task = TASKS[name]
-    return task[1], task[2]
+    return task.block, task.learner
 
 def _learner_of(run: Run, opened: Opened, preds: pd.DataFrame, bs: int = 16) -> Learner:
     "Make the Learner of a run, with its weights and a few of its images, for predictions."
