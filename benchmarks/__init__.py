@@ -2,7 +2,7 @@
 
 import os
 
-# Everybody gets one thread. The libraries read these when they are imported, so this comes before any other import.
+# Each library gets one thread. Libraries read these values at import, so this comes before any other import.
 for _name in 'OMP', 'OPENBLAS', 'MKL', 'NUMEXPR':
     os.environ[f'{_name}_NUM_THREADS'] = '1'
 os.environ['VECLIB_MAXIMUM_THREADS'] = '1'

@@ -1,4 +1,4 @@
-"""Run the benchmarks, print the table, save it, and end with status 1 where a line is not met."""
+"""Run the benchmarks, print the table, save it, and end with status 1 if a line is not met."""
 
 import argparse
 import datetime
@@ -18,9 +18,10 @@ from .common import RESULTS, MissingPeer, machine, one_thread
 PARTS = 'cleaning', 'metadata', 'loaders', 'workers', 'predicting'
 
 def arguments() -> argparse.Namespace:
-    "What was asked for."
+    "Read the command line."
     p = argparse.ArgumentParser(prog='python -m benchmarks', description=__doc__)
-    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS, help='run parts, and leave latest.md as it is for latest-PART.md')
+    p.add_argument('--only', nargs='+', choices=PARTS, default=PARTS,
+                   help='run parts only; they are saved as latest-PART.md, and latest.md stays as it is')
     p.add_argument('--rounds', type=int, default=7, help='how often everything is timed; the table shows medians')
     p.add_argument('--quick', action='store_true', help='two rounds of 100 files, nothing saved')
     a = p.parse_args()
@@ -28,7 +29,7 @@ def arguments() -> argparse.Namespace:
     return a
 
 def cells(row: dict) -> list[str]:
-    "What the table shows of a row."
+    "Write the cells of a row."
     if 'check' in row: return [f"same output: {row['check']}", row['found'], '', '', '', '', _met(row)]
     work = row['work'] + (f" ({row['note']})" if row.get('note') else '')
     if 'value' in row:
@@ -45,23 +46,26 @@ def _met(row: dict) -> str:
 HEADS = ['work', 'yardstick', 'ours, ms CPU', 'yardstick', 'ratio', 'asked for', 'met']
 
 def table(rows: list[dict]) -> str:
-    "All rows, as a Markdown table that can also be read as text."
+    "Write all rows as a Markdown table that can also be read as text."
     lines = [HEADS, *map(cells, rows)]
     wide = [max(len(o[i]) for o in lines) for i in range(len(HEADS))]
     lines.insert(1, ['-' * o for o in wide])
     return '\n'.join('| ' + ' | '.join(c.ljust(w) for c, w in zip(o, wide)) + ' |' for o in lines)
 
 def about(result: dict) -> str:
-    "The machine in one paragraph."
+    "Describe the machine in one paragraph."
     m = result['machine']
     packages = ', '.join(f'{k} {v}' for k, v in m['packages'].items())
     code = (result['git']['revision'] or 'unknown')[:10] + (' with changes' if result['git']['dirty'] else '')
     return (f"{result['date']}, revision {code}. {m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, "
             f"{m['system']}, Python {m['python']}; {packages}.\n"
-            f"CPU time, medians of {result['rounds']} rounds, everybody in turn in one process with one thread.")
+            f"CPU time, medians of {result['rounds']} rounds, all libraries in turn in one process with one thread.")
 
-def save(result: dict, parts: tuple) -> None: # parts: none, of a whole run
-    "Keep the result under its own name and, where it is of at least five rounds, as the latest of all parts or of these."
+def save(
+    result: dict, # what `main` measured
+    parts: tuple, # the parts that ran; empty: all of them
+) -> None:
+    "Save the result under its own name and, with at least five rounds, as the latest one."
     short = hashlib.sha256(json.dumps(result).encode()).hexdigest()[:6]
     write_json(RESULTS/f"{result['date'][:10]}-{short}.json", result)
     if result['rounds'] < 5: return

@@ -22,21 +22,21 @@ def ours(
     out: Path,
     **kwargs, # of `clean_dicoms`
 ) -> dict: # the counts
-    "Everything that `ich clean` does, in this process. No slice is blank, since the others write all of them."
+    "Do all that `ich clean` does, in this process. No slice is blank, because the others write all of them."
     return clean_dicoms(src, out, workers=1, min_brain=0, **kwargs)
 
 def honest(file: Path) -> bool:
-    "Whether the numbers in the file are what its header says, so that everybody must come to the same HU."
+    "Say whether the numbers in the file are what its header says, so that all libraries must get the same HU."
     ds = pydicom.dcmread(file, stop_before_pixels=True)
     return ds.PixelRepresentation == 1 or ds.RescaleIntercept <= -100
 
 def check_pixels(files: list[Path]) -> list[dict]:
-    "HU against pydicom and MONAI, windows against fastai, all at full size."
+    "Compare HU with pydicom and MONAI, and windows with fastai, all at full size."
     pydicom_apart = monai_apart = grey_apart = 0
     for file, monai in zip(files, peers.monai_pixels(files)):
         ds, hu = pydicom.dcmread(file), read_hu(file)
         theirs = apply_rescale(ds.pixel_array, ds)
-        inside = theirs > -1500  # below is what scanners write outside their circle, and we turn into air
+        inside = theirs > -1500  # scanners write lower values outside their circle, and we turn them into air
         pydicom_apart = max(pydicom_apart, np.abs(hu - theirs)[inside].max())
         monai_apart = max(monai_apart, np.abs(hu - monai)[inside].max())
         px = peers.fastai_pixels(file)
@@ -50,7 +50,7 @@ def check_pixels(files: list[Path]) -> list[dict]:
                   f'at most {grey_apart:.2f} of 255 grey levels apart', grey_apart <= 1)]
 
 def check_boxes(files: list[Path]) -> list[dict]:
-    "Our square against fastai's box: as long as its longer side, and around it."
+    "Compare our square with fastai's box: it must be as long as the longer side, and around the box."
     side_apart, outside = {}, {}
     for file in files:
         y0, y1, x0, x1 = peers.fastai_box(file)
@@ -63,13 +63,13 @@ def check_boxes(files: list[Path]) -> list[dict]:
     return [check(f'brain box against fastai mask_from_blur + mask2bbox, {len(files)} files', found, far == 0)]
 
 def check_images(files: list[Path], work: Path) -> list[dict]:
-    "Whole clean folders: every file is in, and the pictures look like the others'."
+    "Compare whole clean folders: every file is in, and the images look like those of the others."
     right, rows = [o for o in files if honest(o)], []
     for crop in False, True:
         mine, other = work/f'mine-{crop}', work/f'other-{crop}'
         other.mkdir()
         counts = ours(files[0].parent, mine, crop=crop)
-        images = load_manifest(mine).set_index('sop')  # by which the phantom's files are named
+        images = load_manifest(mine).set_index('sop')  # the phantom's files have these names
         rows.append(check(f'every file accounted for, crop={crop}', f"{counts['written']} of {len(files)} written",
                           counts['found'] == counts['written'] == len(images) == len(files)))
         if crop:

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the files, fair timing, the rows of the table, the description of the machine."""
+"""Files, fair timing, rows of the table and the description of the machine, for all benchmarks."""
 
 import contextlib
 import gc
@@ -60,12 +60,12 @@ def quiet() -> Iterator[None]:
 def phantom_files(
     n: int = 200, # how many
 ) -> Path: # a folder with nothing but that many readable files of 512 x 512
-    "Synthetic head CT in the three encodings that RSNA 2019 has, explicit and implicit VR; made once."
+    "Make synthetic head CT in the three encodings of RSNA 2019, with explicit and implicit VR, once."
     folder = DATA/f'files-{n}'
     if folder.exists(): return folder
-    # of eight patients four are unsigned 12 bits, three signed 16, one wrapped 12; two of them implicit VR
+    # of eight patients four have unsigned 12 bits, three signed 16, one wrapped 12; two have implicit VR
     with quiet(): write_phantom(DATA/'phantom', patients=8, seed=19, n_slices=25)
-    # the set has one file that is cut short, which no peer survives
+    # the set has one file that is cut short, on which every peer fails
     files = sorted((DATA/'phantom'/'stage_2_train').glob('*.dcm'))
     whole = [o for o in files if o.stat().st_size > 2 * 512 * 512]
     if len(whole) < n: raise ValueError(f'The phantom set has {len(whole)} whole files, not {n}.')
@@ -76,8 +76,8 @@ def phantom_files(
     return unfinished.rename(folder)
 
 def memory_folder() -> tempfile.TemporaryDirectory:
-    """A folder for what is written, in memory where the system offers that. To make a file on a disk costs everybody from 0.04 to
-    0.6 ms here, depending on what was deleted there shortly before; that says nothing about the code."""
+    """Make a folder for the output, in memory if the system offers that. A new file on a disk takes 0.04 to 0.6 ms,
+    depending on what was deleted shortly before; that says nothing about the code."""
     memory = Path('/dev/shm')
     roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2e9
     return tempfile.TemporaryDirectory(dir=memory if roomy else None)
@@ -86,8 +86,8 @@ def timed(
     functions: dict[str, Callable[[], object]], # name -> the work, without arguments
     rounds: int = 7, # that count; one more comes before them
 ) -> dict[str, float]: # name -> median CPU seconds of this process
-    """Time several ways to do the same in turn, so that whatever slows the machine slows all of them.
-    What takes less than a fifth of a second is done several times in a row, for the clock's sake."""
+    """Time several ways to do the same, in turn, so that a slow moment of the machine slows all of them.
+    Work of less than a fifth of a second is done several times in a row, because the clock is not exact enough."""
     seconds, times = {k: [] for k in functions}, dict.fromkeys(functions, 1)
     with quiet():
         for i in range(rounds + 1):
@@ -101,25 +101,25 @@ def timed(
 
 def row(
     work: str, # what is done
-    yardstick: str, # who else does it
-    ours_ms: float, # CPU milliseconds, an image or a file
-    yardstick_ms: float, # the same of the yardstick
-    at_least: float|None = None, # how many times faster we must be; None where nothing is asked for
+    yardstick: str, # the other library or call that does it
+    ours_ms: float, # our CPU milliseconds per image or file
+    yardstick_ms: float, # the yardstick's CPU milliseconds per image or file
+    at_least: float|None = None, # how many times faster we must be; None: no limit
     note: str = '', # what a reader must know
-) -> dict:
-    "A row of the table: a race."
+) -> dict: # a row of the table
+    "Make a row for a race."
     ratio = yardstick_ms / ours_ms
     return dict(work=work, yardstick=yardstick, ours_ms=round(ours_ms, 4), yardstick_ms=round(yardstick_ms, 4),
                 ratio=round(ratio, 3), at_least=at_least, met=at_least is None or ratio >= at_least, note=note)
 
 def limit(
     work: str, # what is measured
-    value: float,
-    unit: str,
-    at_most: float|None = None, # None where nothing is asked for
-    note: str = '',
-) -> dict:
-    "A row of the table: a figure that must stay below another."
+    value: float, # in `unit`
+    unit: str, # of the value
+    at_most: float|None = None, # largest value that is allowed; None: no limit
+    note: str = '', # what a reader must know
+) -> dict: # a row of the table
+    "Make a row for a value that must not exceed a limit."
     met = at_most is None or value <= at_most
     return dict(work=work, value=round(value, 4), unit=unit, at_most=at_most, met=met, note=note)
 
@@ -127,8 +127,8 @@ def check(
     what: str, # what was compared with what
     found: str, # the outcome
     met: bool, # whether it is as it must be
-) -> dict:
-    "A row of the table: outputs that were compared before anything was timed."
+) -> dict: # a row of the table
+    "Make a row for outputs that were compared before anything was timed."
     return dict(check=what, found=found, met=bool(met))
 
 def machine() -> dict:

@@ -28,7 +28,7 @@ def frames(
     out: Path, # gets a folder for each of the two kinds
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # of JPEGs and of planes; every image once to validate, often to train
     "Clean the phantom both ways."
-    found, src, times = [], phantom_files(n), -(-600 // n)  # nine batches an epoch, so that its begin counts for little
+    found, src, times = [], phantom_files(n), -(-600 // n)  # nine batches per epoch, so its start counts for little
     labels = DATA/'phantom'/'stage_2_train.csv'
     for form in 'jpg', 'hu':
         with quiet(): clean_dicoms(src, out/form, labels=labels, size=SIZE, min_brain=0, workers=1, format=form)
@@ -39,10 +39,10 @@ def frames(
 def loaders(
     df: pd.DataFrame,
     image: str, # see `data.blocks.IMAGES`
-    leave_out: tuple = (), # classes of transforms of the batch that are taken away; `object` takes all
+    leave_out: tuple = (), # classes of batch transforms to remove; `object` removes all
     resize: bool = True,
 ) -> DataLoaders:
-    "What training gets without augmentation, less some of it."
+    "Make the loaders of training without augmentation, and without some transforms."
     dls = make_dls(df, multilabel_block(size=SIZE, tfms='none', image=image), BS).to(torch.device('cpu'))
     for dl in dls.loaders:
         dl.after_batch = Pipeline([o for o in dl.after_batch.fs if not isinstance(o, leave_out)])
@@ -50,13 +50,13 @@ def loaders(
     return dls
 
 def epoch(dls: DataLoaders) -> Callable[[], None]:
-    "A function that goes through the training images once, in another order each time."
+    "Return a function that goes through the training images once, in another order each time."
     def go():
         for _ in dls.train: pass
     return go
 
 def largest(a: DataLoaders, b: DataLoaders) -> float:
-    "How far pixels and targets of the validation images lie apart."
+    "Compute the largest difference of pixels and targets of the validation images."
     apart = 0
     for (x, y), (x0, y0) in zip(a.valid, b.valid, strict=True):
         x, x0 = x.float(), x0.float()
@@ -64,7 +64,7 @@ def largest(a: DataLoaders, b: DataLoaders) -> float:
     return apart
 
 def from_windows(dls: DataLoaders) -> float:
-    "How far the pixels of planes lie from the windows that `dicom.window` makes, in grey levels."
+    "Compute the largest difference between the pixels of planes and the windows of `dicom.window`, in grey levels."
     mean, std = (torch.tensor(o).view(3, 1, 1) for o in imagenet_stats)
     fns, apart = iter(dls.valid_ds.items.fn), 0
     for x, _ in dls.valid:
@@ -74,7 +74,7 @@ def from_windows(dls: DataLoaders) -> float:
     return float(apart)
 
 def check_batches(ways: dict[str, DataLoaders], of: str) -> list[dict]: # rows of the table
-    "Compare what the ways give before they are timed."
+    "Compare the batches of all ways before they are timed."
     pixels = largest(ways['fast_uint8'], ways['fastai_uint8'])
     floats = largest(ways['fast'], ways['fastai'])
     greys = from_windows(ways['hu'])

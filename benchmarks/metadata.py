@@ -16,7 +16,7 @@ NUMBERS = dict(rows='Rows', columns='Columns', bits_stored='BitsStored', pixel_r
                window_width='WindowWidth')
 
 def check_values(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[dict]:
-    "The same rows, and the same values where fastai is right."
+    "Check that both frames have the same rows, and the same values where fastai is correct."
     ours, theirs = ours.set_index('sop', drop=False), theirs.set_index('SOPInstanceUID', drop=False)
     refused = (ours.reason != '').sum()
     rows = [check('every file accounted for', f'{len(ours)} of {len(theirs)} rows, {refused} of them refused',
@@ -25,7 +25,7 @@ def check_values(ours: pd.DataFrame, theirs: pd.DataFrame) -> list[dict]:
     same = [(ours[k].astype(str) == theirs[v].astype(str)).all() for k, v in IDS.items()]
     same += [(ours[k].astype(float) == theirs[v].astype(float)).all() for k, v in NUMBERS.items()]
     rows.append(check(f'{len(same)} columns of the header against from_dicoms', f'{sum(same)} equal', all(same)))
-    # fastai sums up stored values; it neither repairs wrapped files nor leaves out the -2000 outside the scan circle
+    # fastai takes stored values: it does not repair wrapped files, and it counts the -2000 outside the scan circle
     honest = (theirs.RescaleIntercept.astype(float) <= -100) & (theirs.img_min >= 0)
     a, b = ours[honest], theirs[honest]
     slope, intercept = b.RescaleSlope.astype(float), b.RescaleIntercept.astype(float)

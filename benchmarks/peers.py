@@ -1,4 +1,4 @@
-"""What people use now: the shortest honest way to do our work with each of the other libraries."""
+"""The shortest honest way to do our work with each of the other libraries."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def fastai_pixels(file: Path) -> torch.Tensor: # float32 HU
 def fastai_clean(
     files: list[Path],
     out: Path, # folder for the JPEGs
-    bs: int = 4, # what the kernels take on a CPU; one by one, and 16 at a time, are slower
+    bs: int = 4, # the batch size of the kernels on a CPU; 1 and 16 are slower
 ) -> None:
     "In the order of the kernels: read, repair, scale, mask, box, crop to 256, windows, JPEG. Nothing else is kept."
     for i in range(0, len(files), bs):
@@ -53,14 +53,14 @@ def fastai_cut(
     box: tuple[int, int, int], # y, x, side
     out: Path, # folder for the JPEG
 ) -> None:
-    "fastai's picture of a square that somebody else has chosen."
+    "Write fastai's image of a square that is given."
     y, x, side = box
     corners = torch.tensor([[[y], [x]], [[y + side], [x + side]]])
     small = imaging.crop_resize(fastai_pixels(file)[None], corners, SIZE)[0, 0]
     small.save_jpg(out/file.name, FASTAI_WINDOWS, bins=0, quality=QUALITY)
 
 def fastai_box(file: Path) -> tuple[int, int, int, int]: # y0, y1, x0, x1, all inside the box
-    "fastai's box around the head."
+    "Return fastai's box around the head."
     low, high = imaging.mask2bbox(fastai_pixels(file).mask_from_blur(imaging.dicom_windows.brain))
     return int(low[0]), int(high[0]), int(low[1]), int(high[1])
 
@@ -68,13 +68,13 @@ def fastai_frame(
     files: list[Path],
     pixels: bool, # with statistics of the pixels
 ) -> pd.DataFrame:
-    "A row a file. In this process: with workers fastai takes more CPU time, and can hang."
+    "Make one row per file, in this process: with workers fastai takes more CPU time, and can hang."
     return pd.DataFrame.from_dicoms(files, px_summ=pixels, n_workers=0, progress=False)
 
 # --- pydicom, NumPy and OpenCV ---
 
 def kaggle_clean(files: list[Path], out: Path) -> None:
-    "The script of a hundred Kaggle notebooks, in a lean form: float32, HU once. No repair, no mask, no crop."
+    "Run the script of a hundred Kaggle notebooks in a lean form: float32, HU once; no repair, no mask, no crop."
     for file in files:
         ds = pydicom.dcmread(file)
         hu = ds.pixel_array.astype(np.float32) * np.float32(ds.RescaleSlope) + np.float32(ds.RescaleIntercept)
@@ -91,7 +91,7 @@ TAGS = '''SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID InstanceNu
     QualityControlImage'''.split()
 
 def pydicom_frame(files: list[Path]) -> pd.DataFrame:
-    "The elements that our header row is made from, as pydicom gives them."
+    "Read the elements of our header row with pydicom."
     rows = []
     for file in files:
         ds = pydicom.dcmread(file, stop_before_pixels=True)
@@ -106,8 +106,8 @@ def monai_pixels(files: list[Path]) -> Iterator[np.ndarray]: # HU (rows, columns
     for file in files: yield load(file).numpy().T
 
 def monai_clean(lean: bool) -> Callable[[list[Path], Path], None]: # a function like `fastai_clean`
-    """LoadImage + CropForeground + Resize + ScaleIntensityRange (a window each), and a JPEG.
-    lean: without the bookkeeping of `MetaTensor`, the fastest that MONAI can be; it is on unless switched off."""
+    """Run LoadImage, CropForeground, Resize and ScaleIntensityRange (once per window), and write a JPEG.
+    lean: without the bookkeeping of `MetaTensor`, which is on by default; this is the fastest form of MONAI."""
     load, crop, resize = LoadImage(image_only=True, ensure_channel_first=True), CropForeground(), Resize((SIZE, SIZE))
     windows = [ScaleIntensityRange(l - w // 2, l + w // 2, 0, 255, clip=True) for w, l in WINDOWS]
     def clean(files: list[Path], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What worker processes cost, how much memory cleaning takes, and how fast `ich` starts. Needs Linux or macOS."""
+"""The cost of worker processes, the memory of cleaning, and the start of `ich`. Needs Linux or macOS."""
 
 import json
 import re
@@ -39,7 +39,8 @@ def peaks(
     "Watch the memory of `ich clean --workers 2`. Linux only."
     seen = {}
     with memory_folder() as tmp:
-        p = subprocess.Popen([sys.executable, '-c', ICH, 'clean', str(src), str(Path(tmp)/'out'), '--workers', '2', '--min-brain', '0'],
+        options = '--workers', '2', '--min-brain', '0'
+        p = subprocess.Popen([sys.executable, '-c', ICH, 'clean', str(src), str(Path(tmp)/'out'), *options],
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while p.poll() is None:
             for pid in [p.pid, *_children(p.pid)]:
@@ -62,7 +63,7 @@ def clean(
     src: Path,
     workers: int,
 ) -> float: # CPU seconds
-    "`ich clean` into a new folder, which is deleted again."
+    "Run `ich clean` into a new folder, which is deleted again."
     with memory_folder() as tmp:
         used = run('-c', ICH, 'clean', str(src), str(Path(tmp)/'out'), '--workers', str(workers), '--min-brain', '0')
         counts = json.loads((Path(tmp)/'out'/'clean.json').read_text(encoding='utf-8'))
@@ -88,7 +89,7 @@ def copies(
     return folder
 
 def start_up(rounds: int) -> dict: # a row of the table
-    "`ich clean --help`."
+    "Measure the start of `ich clean --help`."
     ask = "import sys\nfrom ich_fastai.cli import main\ntry: main(['clean', '--help'])\nexcept SystemExit: "
     ask += "sys.exit('torch' in sys.modules)"  # status 1, which raises here, where torch was imported
     run('-c', ask)  # writes the byte code
