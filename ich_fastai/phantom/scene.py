@@ -180,7 +180,7 @@ def cover(
     g: np.ndarray, # (GRID, GRID) depth in units of the edge's softness
     half: np.ndarray|None, # half thickness of a sheet in the same units; None for a solid
     size: int, # pixels in a row of the slice
-) -> tuple: # the rows and columns concerned, and the fraction 0..1 covered there; (None, None) if the layer is not in the slice
+) -> tuple: # rows and columns of the layer, and the fraction 0..1 covered there; (None, None) if the slice has none
     "Enlarge a layer to the pixels of the slice."
     rows, cols = np.flatnonzero((g > -.5).any(1)), np.flatnonzero((g > -.5).any(0))
     if not len(rows): return None, None
