@@ -74,8 +74,8 @@ def read_labels(
 def add_labels(
     manifest: pd.DataFrame, # has a column `sop`
     labels: pd.DataFrame, # `sop` and one column per label, see `read_labels`
-    blank: Sequence[str] = (), # ids left out on purpose: their labels do not count as labels without an image
-) -> tuple[pd.DataFrame, dict]: # the manifest with its labels, and their names joined by ';'; counts; raises `FrameError`
+    blank: Sequence[str] = (), # ids left out on purpose: their labels do not count as missing an image
+) -> tuple[pd.DataFrame, dict]: # the manifest with labels and their names joined by ';'; counts; raises `FrameError`
     "Join labels to a manifest by id."
     vocab = [o for o in labels.columns if o != 'sop']
     known = manifest.sop.isin(labels.sop[labels[vocab].notna().any(axis=1)])
