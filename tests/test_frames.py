@@ -5,7 +5,8 @@ import pytest
 
 from ich_fastai.core import LABELS, DataError, FrameError, IchError
 from ich_fastai.datasets import datasets, load_dataset, open_dataset
-from ich_fastai.frames import SPLITS, add_labels, audit_leakage, check_frame, read_labels, rsna_labels, split_by_patient, split_by_slice
+from ich_fastai.frames import SPLITS, add_labels, audit_leakage, check_frame, check_folds, label_counts, patient_folds
+from ich_fastai.frames import read_labels, rsna_labels, split_by_patient, split_by_slice
 
 
 @pytest.fixture
@@ -81,6 +82,17 @@ def test_join_is_by_id_not_by_order():
     labels = pd.DataFrame(dict(sop=list('cba'), any=[1, 0, 0]))
     df, _ = add_labels(pd.DataFrame(dict(sop=list('abc'))), labels)
     assert df['any'].tolist() == [0, 0, 1] and df['labels'].tolist() == ['', '', 'any']
+
+
+def test_folds_hold_every_patient_out_once(frame):
+    y, group = frame['any'].to_numpy(), frame.group.to_numpy()
+    folds = patient_folds(y, group, 5, seed=3)
+    assert sorted(np.concatenate([out for _, out in folds])) == list(range(len(frame)))
+    for rest, out in folds: assert not set(group[rest]) & set(group[out])
+    counts = label_counts(frame, ['any'])
+    assert counts.patients['any'] == frame.group[frame['any'] == 1].nunique() == 24
+    check_folds(y, group, 24, 'any')
+    with pytest.raises(FrameError, match='25 folds need'): check_folds(y, group, 25, 'any')
 
 
 def test_every_loader_says_where_to_get_it(tmp_path):

@@ -12,7 +12,8 @@ from ich_fastai.phantom.files import FLAVOURS, plan_patient, stored_values
 
 ARGS = dict(patients=10, seed=3, size=128, n_slices=10)
 HEADER = {'SOPInstanceUID', 'Modality', 'PatientID', 'StudyInstanceUID', 'SeriesInstanceUID', 'StudyID',
-    'ImagePositionPatient', 'ImageOrientationPatient', 'SamplesPerPixel', 'PhotometricInterpretation', 'Rows', 'Columns',
+    'ImagePositionPatient', 'ImageOrientationPatient', 'SamplesPerPixel', 'PhotometricInterpretation',
+    'Rows', 'Columns',
     'PixelSpacing', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'QualityControlImage',
     'WindowCenter', 'WindowWidth', 'RescaleIntercept', 'RescaleSlope', 'PixelData'}
 
