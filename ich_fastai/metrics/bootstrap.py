@@ -22,12 +22,13 @@ def check_preds(
     y: np.ndarray|Sequence, # labels 0/1/NaN, shape (images,) or (images, labels)
     p: np.ndarray|Sequence, # probabilities 0 to 1, same shape
     groups: np.ndarray|Sequence|None = None, # patient of each image; None: every image is its own patient
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # y and p: float64 (images, labels); patient number of each image, from 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # y and p: float64 (images, labels); patient of each image, from 0
     "Check labels and predictions; raise `FrameError` for what does not fit."
     y, p = (np.asarray(o, dtype=np.float64) for o in (y, p))
     y, p = (o[:, None] if o.ndim == 1 else o for o in (y, p))
     if y.shape != p.shape or y.ndim != 2:
-        raise FrameError(f'labels have shape {y.shape}, predictions {p.shape}; give one row per image and one column per label.')
+        raise FrameError(f'labels have shape {y.shape}, predictions {p.shape}; '
+                         'give one row per image and one column per label.')
     if not y.size: raise FrameError('there are no predictions to judge; is the held-out part of the data empty?')
     if np.isnan(p).any():
         raise FrameError(f'{np.isnan(p).sum()} predictions are NaN: the training diverged; lower the learning rate.')
@@ -35,7 +36,8 @@ def check_preds(
         raise FrameError(f'predictions run from {p.min():.3g} to {p.max():.3g}; apply a sigmoid to get probabilities.')
     if not np.isin(y[~np.isnan(y)], (0, 1)).all(): raise FrameError('labels must be 0, 1 or NaN (not annotated).')
     ids = np.arange(len(y)) if groups is None else pd.factorize(np.asarray(groups, dtype=object))[0]
-    if len(ids) != len(y): raise FrameError(f'there are {len(ids)} patients for {len(y)} images; give one patient per image.')
+    if len(ids) != len(y):
+        raise FrameError(f'there are {len(ids)} patients for {len(y)} images; give one patient per image.')
     if (ids < 0).any(): raise FrameError(f'{int((ids < 0).sum())} images have no patient; fill the column `group`.')
     return y, p, ids
 
@@ -115,7 +117,7 @@ def resamples(
     n: int = 1000, # number of resamples
     seed: int = 0, # of the random numbers: the same seed draws the same patients
     rows: int = 0, # rows of the longest table that a portion will be multiplied with; bounds the portion
-) -> Iterator[np.ndarray]: # portions of float64 counts, shape (patients, some resamples): how often each patient is drawn
+) -> Iterator[np.ndarray]: # portions: how often each patient is drawn, float64 (patients, some resamples)
     "Draw patients with replacement, `n` times."
     rng, room = np.random.default_rng(seed), max(1, 2_000_000 // max(n_groups, rows, 1))
     for start in range(0, n, room):
