@@ -27,7 +27,7 @@ from ..images.read import PLANES, split_plane
 
 # %% ../../nbs/08_data/02_blocks.ipynb #fae4425f
 class RandomBlur(RandTransform):
-    "Blur a batch with a Gaussian; its strength is drawn anew for each batch."
+    "Blur a batch with a Gaussian; each batch has a strength of its own."
     order, split_idx = 40, 0
     def __init__(self,
         max_sigma: float = 1.5, # largest standard deviation, pixels

@@ -88,10 +88,10 @@ mobile_lean = partial(mobile_short, blocks=LEAN_BLOCKS)
 
 # %% ../../nbs/09_models/00_networks.ipynb #a3c5f5c5
 def resnet_cifar(
-    n_out: int, # classes or labels
+    n_out: int, # number of classes or labels
     depths: tuple[int, int, int, int], # blocks in each of the four stages
-) -> nn.Module: # body and head, for any size from 8 pixels
-    "Build a ResNet of basic blocks with a stem for small pictures."
+) -> nn.Module: # body and head, for images of any size from 8 pixels
+    "Build a ResNet of basic blocks with a stem for small images."
     net = tv.ResNet(BasicBlock, list(depths), n_out)
     stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode='fan_out', nonlinearity='relu')  # as torchvision does the others
