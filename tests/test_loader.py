@@ -134,7 +134,7 @@ if __name__ == '__main__': main()
 
 
 def test_spawned_workers(df, hu_df, tmp_path):
-    "What goes to a fresh process can be pickled, and opens its files there: pictures and planes side by side."
+    "What goes to a new process can be pickled, and opens its files there: images and planes in one batch."
     (tmp_path/'spawned.py').write_text(SPAWNED)
     df.assign(plane=hu_df.fn).to_pickle(tmp_path/'df')
     p = subprocess.run([sys.executable, tmp_path/'spawned.py', tmp_path/'df'], capture_output=True, text=True)
@@ -159,13 +159,15 @@ def test_learner(df, hu_df, task, image, tmp_path):
         p, y = learn.get_preds()
         assert len(p) == len(y) == len(dls.valid_ds)
         row = dls.valid_ds.items.iloc[3]
-        some = [row, row.fn] if image == 'hu' else [row, row.fn, PILImage.create(row.fn), PILImage.create(row.fn).to_bytes_format()]
-        for o in some: torch.testing.assert_close(learn.predict(o)[2], p[3], rtol=1e-4, atol=1e-5)
-        test = dls.test_dl(frame[frame.split == 'test'])
+        some = [row, row.fn]
+        if image != 'hu': some += [PILImage.create(row.fn), PILImage.create(row.fn).to_bytes_format()]
+        for item in some: torch.testing.assert_close(learn.predict(item)[2], p[3], rtol=1e-4, atol=1e-5)
+        rows = frame[frame.split == 'test']
+        test = dls.test_dl(rows)
         assert test.n_inp == 1 and len(test.one_batch()) == 1
-        assert len(learn.get_preds(dl=test)[0]) == (frame.split == 'test').sum()
-        labelled = dls.test_dl(frame[frame.split == 'test'], with_labels=True).one_batch()
-        assert labelled[1].tolist() == [dls.valid_ds.tls[1].tfms(o).tolist() for _, o in frame[frame.split == 'test'].head(8).iterrows()]
+        assert len(learn.get_preds(dl=test)[0]) == len(rows)
+        labelled, target = dls.test_dl(rows, with_labels=True).one_batch(), dls.valid_ds.tls[1].tfms
+        assert labelled[1].tolist() == [target(o).tolist() for _, o in rows.head(8).iterrows()]
         assert len(learn.tta(n=1)[0]) == len(p)
         Interpretation.from_learner(learn).top_losses(2)
         learn.export(tmp_path/'all.pkl')
@@ -176,22 +178,25 @@ def test_learner(df, hu_df, task, image, tmp_path):
 
 def test_a_frame_of_planes_is_trained_on_as_it_is(hu_df, tmp_path):
     from ich_fastai.train import train_binary
-    run = train_binary(hu_df.drop(columns='label'), arch='resnet10_narrow', weights='none', sizes=(32, 64), epochs=1, lr=3e-3, bs=16, results=tmp_path)
+    run = train_binary(hu_df.drop(columns='label'), arch='resnet10_narrow', weights='none', sizes=(32, 64), epochs=1,
+                       lr=3e-3, bs=16, results=tmp_path)
     assert run.record['status'] == 'done' and isinstance(run.learn.dls.valid.after_batch.fs[-1], HUWindows)
 
 
-# pictures
+# images
 
 KINDS = {
-    'plain.jpg': dict(mode='RGB', quality=90), 'fine.jpg': dict(mode='RGB', subsampling=0), 'half.jpg': dict(mode='RGB', subsampling=1),
+    'plain.jpg': dict(mode='RGB', quality=90), 'fine.jpg': dict(mode='RGB', subsampling=0),
+    'half.jpg': dict(mode='RGB', subsampling=1),
     'progressive.jpg': dict(mode='RGB', progressive=True), 'grey.jpg': dict(mode='L'), 'press.jpg': dict(mode='CMYK'),
-    'colour.png': dict(mode='RGB'), 'clear.png': dict(mode='RGBA'), 'grey.png': dict(mode='L'), 'palette.png': dict(mode='P'), 'bits.png': dict(mode='1'),
-    'deep.png': dict(mode='I;16'), 'old.bmp': dict(mode='RGB'), 'old.gif': dict(mode='P'), 'new.webp': dict(mode='RGB'), 'print.tif': dict(mode='RGB'),
+    'colour.png': dict(mode='RGB'), 'clear.png': dict(mode='RGBA'), 'grey.png': dict(mode='L'),
+    'palette.png': dict(mode='P'), 'bits.png': dict(mode='1'), 'deep.png': dict(mode='I;16'),
+    'old.bmp': dict(mode='RGB'), 'old.gif': dict(mode='P'), 'new.webp': dict(mode='RGB'), 'print.tif': dict(mode='RGB'),
 }
 
 
-def picture(h, w, seed=0):
-    "Something smooth with edges in colour."
+def colour_image(h, w, seed=0):
+    "Make a smooth colour image with edges."
     y, x = np.mgrid[:h, :w]
     rng = np.random.default_rng(seed)
     img = np.stack([127 + 120 * np.sin(x / (9 + k) + y / (7 + 2 * k) + rng.uniform(0, 6)) for k in range(3)], -1)
@@ -200,22 +205,24 @@ def picture(h, w, seed=0):
 
 
 def write_kinds(folder, sizes):
-    for i, (name, o) in enumerate(KINDS.items()):
-        img, o = picture(*sizes[i % len(sizes)], seed=i), dict(o)
-        mode = o.pop('mode')
-        img = Image.fromarray(np.asarray(img.convert('L')).astype(np.uint16) * 200) if mode == 'I;16' else img.convert(mode)
+    for i, (name, how) in enumerate(KINDS.items()):
+        img, how = colour_image(*sizes[i % len(sizes)], seed=i), dict(how)
+        mode = how.pop('mode')
+        deep = np.asarray(img.convert('L')).astype(np.uint16) * 200
+        img = Image.fromarray(deep) if mode == 'I;16' else img.convert(mode)
         if mode == 'RGBA': img.putalpha(Image.fromarray(np.asarray(img)[..., 0]))
-        img.save(folder/name, **o)
+        img.save(folder/name, **how)
     return [str(folder/o) for o in KINDS]
 
 
 def both(fns, items=PAD):
     "The same files through our block and through fastai's, as validation images."
     df = pd.DataFrame(dict(fn=fns, y=0))
-    def block(o):
-        return DataBlock(blocks=(o, CategoryBlock), get_x=ColReader('fn'), get_y=ColReader('y'), item_tfms=items,
-                         splitter=lambda o: ([0], list(range(len(o)))))
-    return [block(o).dataloaders(df, bs=len(fns), num_workers=0, device='cpu').valid.one_batch()[0] for o in (FastImageBlock, ImageBlock)]
+    def first(image):
+        block = DataBlock(blocks=(image, CategoryBlock), get_x=ColReader('fn'), get_y=ColReader('y'), item_tfms=items,
+                          splitter=lambda o: ([0], list(range(len(o)))))
+        return block.dataloaders(df, bs=len(fns), num_workers=0, device='cpu').valid.one_batch()[0]
+    return [first(image) for image in (FastImageBlock, ImageBlock)]
 
 
 def test_every_format_as_pil_reads_it(tmp_path):
@@ -238,8 +245,8 @@ def test_other_sizes_lie_on_black_as_in_fastai(tmp_path):
 def test_training_images_lie_anywhere_validation_images_in_the_middle(tmp_path):
     Image.new('RGB', (64, 16), 'white').save(tmp_path/'a.png')
     df = pd.DataFrame(dict(fn=str(tmp_path/'a.png'), y=[0] * 20))
-    block = DataBlock(blocks=(FastImageBlock, CategoryBlock), get_x=ColReader('fn'), get_y=ColReader('y'), item_tfms=PAD,
-                      splitter=lambda o: (list(range(10)), list(range(10, 20))))
+    block = DataBlock(blocks=(FastImageBlock, CategoryBlock), get_x=ColReader('fn'), get_y=ColReader('y'),
+                      item_tfms=PAD, splitter=lambda o: (list(range(10)), list(range(10, 20))))
     dls = block.dataloaders(df, bs=10, device='cpu')
     at = [[int(o[0, :, 0].argmax()) for o in dl.one_batch()[0]] for dl in dls.loaders]
     assert len(set(at[0])) > 3 and set(at[1]) == {24}
@@ -247,7 +254,7 @@ def test_training_images_lie_anywhere_validation_images_in_the_middle(tmp_path):
 
 def test_images_without_resize_must_be_alike(tmp_path):
     fns = write_kinds(tmp_path, [(64, 64), (64, 65)])
-    with pytest.raises(DataError, match='64 x 65 and 64 x 64 pixels: give the DataBlock a Resize'): both(fns, None)
+    with pytest.raises(DataError, match='64 x 65 and 64 x 64 pixels.*Resize'): both(fns, None)
 
 
 def test_oblong_batches(df):
@@ -275,11 +282,11 @@ def test_damaged_images_are_refused_by_name(df, tmp_path, keep):
     fn = tmp_path/'torn.jpg'
     content = open(df.fn[0], 'rb').read()
     fn.write_bytes(content[:keep])
-    with pytest.raises(IchError, match='torn.jpg is not whole'): ReadImages().read([df.fn[0], str(fn)])
+    with pytest.raises(IchError, match='torn.jpg'): ReadImages().read([df.fn[0], str(fn)])
     broken = bytearray(content)
     broken[-300:-200] = b'\xff\xd3' * 50
     fn.write_bytes(broken)
-    with pytest.raises(IchError, match='torn.jpg is not whole'): ReadImages().read([str(fn)])
+    with pytest.raises(IchError, match='torn.jpg'): ReadImages().read([str(fn)])
 
 
 def test_missing_images_are_named_from_workers_too(df):
@@ -287,8 +294,8 @@ def test_missing_images_are_named_from_workers_too(df):
     at = df.index[df.split == 'valid'][5]
     df.loc[at, 'fn'] = df.fn[at][:-4] + '_gone.jpg'
     dls = make_dls(df, binary_block(64), bs=4)
-    with pytest.raises(IchError, match='_gone.jpg cannot be read: No such file'): list(dls.valid)
-    with pytest.raises(IchError, match='_gone.jpg cannot be read: No such file'): list(dls.valid.new(num_workers=1))
+    with pytest.raises(IchError, match='_gone.jpg'): list(dls.valid)
+    with pytest.raises(IchError, match='_gone.jpg'): list(dls.valid.new(num_workers=1))
 
 
 @pytest.mark.parametrize('items', [Resize(64), Resize(64, ResizeMethod.Pad), *aug_transforms(size=32)[:1]])
@@ -313,7 +320,7 @@ def write_cache(folder, planes):
     return [str(folder/'hu.npy'/f'{i:06d}') for i in range(len(planes))]
 
 
-def test_planes_become_the_windows_of_the_pictures(tmp_path):
+def test_planes_become_the_windows_of_the_images(tmp_path):
     every = np.arange(-1100, 3000, dtype=np.int16)[:4096].reshape(1, 64, 64)
     names = write_cache(tmp_path/'a', np.concatenate([every, every[:, ::-1], every // 20]))
     x = ReadPlanes().read(names)
@@ -321,16 +328,19 @@ def test_planes_become_the_windows_of_the_pictures(tmp_path):
         tfm = HUWindows(shown)
         for how in x, x.double(), x.contiguous():
             y = tfm(how.clone()).double()
-            back = y * torch.tensor(imagenet_stats[1]).view(1, 3, 1, 1) + torch.tensor(imagenet_stats[0]).view(1, 3, 1, 1)
+            mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in imagenet_stats)
+            back = y * std + mean
             for fn, o in zip(names, back):
                 assert np.abs(o.numpy().transpose(1, 2, 0) * 255 - read_image(fn, shown)).max() <= .5 + 1e-3
         assert np.abs(tfm.decode(tfm(x))[0].numpy().transpose(1, 2, 0) - read_image(names[0], shown)).max() <= 1
     assert (read_image(names[1])[..., 0] == window(every[0, ::-1], *WINDOWS['brain'])).all()
 
 
-def test_planes_and_pictures_of_the_same_slices_agree(df, hu_df):
+def test_planes_and_images_of_the_same_slices_agree(df, hu_df):
     assert df.sop.tolist() == hu_df.sop.tolist() and df.split.tolist() == hu_df.split.tolist()
-    a, b = (make_dls(o, multilabel_block(size=64, tfms='none', image=i), bs=16).valid.one_batch() for o, i in ((df, 'fast'), (hu_df, 'hu')))
+    def first(frame, image):
+        return make_dls(frame, multilabel_block(size=64, tfms='none', image=image), bs=16).valid.one_batch()
+    a, b = first(df, 'fast'), first(hu_df, 'hu')
     assert torch.equal(a[1], b[1])
     assert all(o[0].is_contiguous(memory_format=torch.channels_last) for o in (a, b))
     assert (a[0] - b[0]).abs().mean() < .2  # JPEG
@@ -338,8 +348,10 @@ def test_planes_and_pictures_of_the_same_slices_agree(df, hu_df):
 
 def test_what_turns_into_view_is_air(tmp_path):
     names = write_cache(tmp_path/'a', np.full((8, 32, 32), 40, np.int16))
-    block = DataBlock(blocks=(HUBlock, CategoryBlock), get_x=ColReader('fn'), get_y=ColReader('y'), splitter=lambda o: (list(range(6)), [6, 7]),
-                      batch_tfms=aug_transforms(do_flip=False, max_rotate=45., p_affine=1., max_zoom=1., max_lighting=0., max_warp=0., pad_mode=PadMode.Zeros))
+    turn = aug_transforms(do_flip=False, max_rotate=45., p_affine=1., max_zoom=1., max_lighting=0., max_warp=0.,
+                          pad_mode=PadMode.Zeros)
+    block = DataBlock(blocks=(HUBlock, CategoryBlock), get_x=ColReader('fn'), get_y=ColReader('y'),
+                      splitter=lambda o: (list(range(6)), [6, 7]), batch_tfms=turn)
     dls = block.dataloaders(pd.DataFrame(dict(fn=names, y=0)), bs=6, device='cpu')
     x = dls.one_batch()[0]
     mean, std = (torch.tensor(o).view(3, 1) for o in imagenet_stats)
@@ -356,25 +368,26 @@ def test_planes_of_another_size(tmp_path):
     x = ReadPlanes().read(names, (32, 32), middle)
     assert (x[:, 0].numpy() == big[:, ::2, ::2] + 1000).all()
     wide = ReadPlanes().read(names, (64, 100), middle)
-    assert (wide[:, 0, :, 18:82].numpy() == big + 1000).all() and (wide[..., :18] == 0).all() and (wide[..., 82:] == 0).all()
+    assert (wide[:, 0, :, 18:82].numpy() == big + 1000).all()
+    assert (wide[..., :18] == 0).all() and (wide[..., 82:] == 0).all()
     assert ReadPlanes().read(names, (96, 96), middle).shape == (2, 1, 96, 96)
 
 
 def test_broken_caches_are_refused(tmp_path):
     names = write_cache(tmp_path/'a', np.zeros((3, 8, 8), np.int16))
     read = lambda fn: ReadPlanes().read([str(fn)])
-    with pytest.raises(DataError, match='has 3 planes, and none of the number 3'): read(tmp_path/'a'/'hu.npy'/'000003')
-    with pytest.raises(DataError, match='cannot be read'): read(tmp_path/'b'/'hu.npy'/'000000')
-    with pytest.raises(DataError, match='no plane of a cache'): read(tmp_path/'a'/'hu.npy')
+    with pytest.raises(DataError, match='3 planes'): read(tmp_path/'a'/'hu.npy'/'000003')
+    with pytest.raises(DataError, match='hu.npy'): read(tmp_path/'b'/'hu.npy'/'000000')
+    with pytest.raises(DataError, match='plane'): read(tmp_path/'a'/'hu.npy')
     for i, o in enumerate((np.zeros((3, 8, 8)), np.zeros((8, 8), np.int16))):
-        with pytest.raises(DataError, match='not planes of int16'): read(write_cache(tmp_path/f'c{i}', o)[0])
+        with pytest.raises(DataError, match='int16'): read(write_cache(tmp_path/f'c{i}', o)[0])
     content = (tmp_path/'a'/'hu.npy').read_bytes()
     (tmp_path/'d').mkdir()
     for cut in content[:-20], content[:50], b'':
         (tmp_path/'d'/'hu.npy').write_bytes(cut)
-        with pytest.raises(DataError, match='cannot be read'): read(tmp_path/'d'/'hu.npy'/'000000')
+        with pytest.raises(DataError, match='hu.npy'): read(tmp_path/'d'/'hu.npy'/'000000')
     np.save(tmp_path/'d'/'hu.npy', np.array([None, {}]), allow_pickle=True)
-    with pytest.raises(DataError, match='cannot be read'): read(tmp_path/'d'/'hu.npy'/'000000')
+    with pytest.raises(DataError, match='hu.npy'): read(tmp_path/'d'/'hu.npy'/'000000')
     assert read(names[2]).shape == (1, 1, 8, 8)
 
 
@@ -382,7 +395,7 @@ def test_kinds_of_images(df, hu_df):
     assert image_kind(df) == 'fast' and image_kind(hu_df) == 'hu'
     with pytest.raises(FrameError, match='planes of HU'): image_kind(pd.concat([df, hu_df]))
     with pytest.raises(IchError, match="image='hu'"): make_dls(hu_df, binary_block(64))
-    with pytest.raises(IchError, match='no plane of a cache'): make_dls(df, binary_block(64, image='hu'))
+    with pytest.raises(IchError, match='plane'): make_dls(df, binary_block(64, image='hu'))
     with pytest.raises(IchError, match='kind of image'): binary_block(64, image='fst')
     with pytest.raises(IchError, match='subdural'): HUBlock(('brain', 'subdurall', 'soft'))
 

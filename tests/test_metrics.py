@@ -1,4 +1,4 @@
-"The metrics against scikit-learn, against figures computed by hand, and against literal resampling."
+"The metrics against scikit-learn, against values computed by hand, and against literal resampling."
 import json
 import subprocess
 import sys
@@ -10,7 +10,8 @@ from sklearn.metrics import (accuracy_score, average_precision_score, brier_scor
                              roc_auc_score)
 
 from ich_fastai.core import LABELS, FrameError, IchError
-from ich_fastai.metrics import accuracy_multi, auc, auc_ci, report_card, report_table, resamples, rsna_log_loss, threshold_for_sensitivity, wilson
+from ich_fastai.metrics import accuracy_multi, auc, auc_ci, report_card, report_table, resamples, rsna_log_loss
+from ich_fastai.metrics import threshold_for_sensitivity, wilson
 from ich_fastai.metrics.bootstrap import rank_stats, rank_tables
 
 

@@ -61,14 +61,15 @@ def test_every_architecture(name):
 @pytest.mark.parametrize('name', [k for k, a in archs.items() if a.source == 'torchvision'])
 def test_whole_networks_are_the_published_ones(name):
     with torch.device('meta'): net = archs[name].make()
-    parts = [o for k, o in net.named_children() if not k.startswith('aux')]  # torchvision counts no side classifiers
-    assert sum(p.numel() for o in parts for p in o.parameters()) == tv.get_model_weights(name).DEFAULT.meta['num_params']
+    parts = [o for k, o in net.named_children() if not k.startswith('aux')]  # not counted by torchvision
+    published = tv.get_model_weights(name).DEFAULT.meta['num_params']
+    assert sum(p.numel() for o in parts for p in o.parameters()) == published
 
 
 def test_table():
     assert set(archs) >= {'alexnet', 'densenet121', 'mobilenet_v2', 'resnet18', 'resnet34', 'resnet50', 'resnet101',
                           'xresnet18'}
-    assert archs['densenet121'].bs == archs['resnet50'].bs // 2  # as in the report
+    assert archs['densenet121'].bs == archs['resnet50'].bs // 2  # as in the source project
     for name, near in (('resnet51', 'resnet50'), ('densnet121', 'densenet121'), ('xceptoin41', 'xception41'),
                        ('?', 'alexnet')):
         with pytest.raises(IchError, match=near): find_arch(name)
@@ -122,7 +123,7 @@ def test_cached_files_need_no_network(tmp_path):
     (repo/'refs'/'main').write_text('0' * 40)
     (repo/'snapshots'/('0' * 40)).mkdir(parents=True)
     save_file(net.state_dict(), repo/'snapshots'/('0' * 40)/'model.safetensors')
-    # its pictures had another mean than ImageNet's: Restat stands before it
+    # its images had another mean than ImageNet's: Restat comes before it
     assert torch.equal(create_model('test_resnet', 6)[0][1].net.conv1[0].weight, net.conv1[0].weight)
 
 

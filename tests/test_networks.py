@@ -1,4 +1,4 @@
-"Networks with a head of their own, what networks cost, and figures of classes that exclude each other."
+"Networks with a head of their own, what networks cost, and the metrics of mutually exclusive classes."
 import itertools
 
 import numpy as np
@@ -35,7 +35,8 @@ COUNTS = {
     'mobile_cifar': 3_504_872 - dense(1280, 1000) + dense(1280, 10),  # torchvision's MobileNetV2; strides count nothing
     'resnet18_cifar': 11_173_962,  # pytorch-cifar
     'resnet34_cifar': 21_282_122,  # pytorch-cifar
-    'zfnet': 62_378_344 - conv(11, 11, 3, 96) + conv(7, 7, 3, 96) - dense(4096, 1000) + dense(4096, 10),  # from AlexNet's
+    # from AlexNet's
+    'zfnet': 62_378_344 - conv(11, 11, 3, 96) + conv(7, 7, 3, 96) - dense(4096, 1000) + dense(4096, 10),
 }
 
 
@@ -48,7 +49,7 @@ def test_parameter_counts_that_are_quoted():
     assert (COUNTS['lenet5'], COUNTS['mobile_cifar']) == (62_006, 2_236_682)
     with torch.device('meta'):
         assert count_parameters(archs['zfnet'].make()) == 62_357_608
-        assert count_parameters(archs['googlenet'].make()) - 6_624_904 == sum(  # torchvision counts no side classifiers
+        assert count_parameters(archs['googlenet'].make()) - 6_624_904 == sum(  # not counted by torchvision
             count_parameters(getattr(tv.googlenet(init_weights=False), k)) for k in ('aux1', 'aux2'))
         for name, published in dict(vgg11=132_863_336, vgg16=138_357_544, alexnet=61_100_840).items():
             assert count_parameters(archs[name].make()) == published
@@ -86,7 +87,7 @@ def test_networks_are_models(name, tmp_path):
 def test_one_size_only(name):
     net = create_model(name, 2, 'none')
     for size in 28, 64:
-        with pytest.raises(IchError, match='takes pictures of 32 x 32 pixels'): net(torch.zeros(2, 3, size, size))
+        with pytest.raises(IchError, match='takes images of 32 x 32 pixels'): net(torch.zeros(2, 3, size, size))
 
 
 @pytest.mark.parametrize('name', ['simple_cnn', 'mobile_short', 'mobile_cifar', 'resnet18_cifar'])
@@ -98,7 +99,8 @@ def test_any_size(name):
 
 def test_a_published_file_is_refused(tmp_path):
     torch.save(tv.resnet18().state_dict(), tmp_path/'r18.pth')
-    with pytest.raises(WeightsError, match='do not fit this architecture'): create_model('resnet18_cifar', 10, tmp_path/'r18.pth')
+    with pytest.raises(WeightsError, match='do not fit this architecture'):
+        create_model('resnet18_cifar', 10, tmp_path/'r18.pth')
     fn = save_weights(create_model('lenet5', 10, 'none'), tmp_path/'lenet.safetensors')
     with pytest.raises(WeightsError, match='do not fit this architecture'): create_model('lenet5_wide', 10, fn)
 
@@ -107,13 +109,15 @@ def test_parameters_of_lenet():
     old = lenet5(10, act=nn.Tanh, pool=nn.AvgPool2d)
     assert [type(o) for o in old[0]] == [nn.Conv2d, nn.Tanh, nn.AvgPool2d]*2 and count_parameters(old) == 62_006
     deep = lenet5(10, channels=(8, 8), dense=(), norm=True)
-    assert len([o for o in deep[1] if isinstance(o, nn.Linear)]) == 1 and deep(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert len([o for o in deep[1] if isinstance(o, nn.Linear)]) == 1
+    assert deep(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_freezing():
     items = [(torch.randn(3, 32, 32), torch.tensor(i % 3)) for i in range(8)]
     dls = DataLoaders.from_dsets(items, items, bs=8, num_workers=0, device='cpu', drop_last=False)
-    learn = Learner(dls, create_model('mobile_half', 3, 'none'), loss_func=nn.CrossEntropyLoss(), splitter=split_body_head)
+    net = create_model('mobile_half', 3, 'none')
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), splitter=split_body_head)
     learn.freeze()
     assert not any(m.weight.requires_grad for m in learn.model[0].modules() if isinstance(m, nn.Conv2d))
     assert all(p.requires_grad for p in learn.model[1].parameters())
@@ -155,8 +159,8 @@ def test_cost_errors():
     for kw in dict(n=0), dict(threads=0):
         with pytest.raises(IchError, match='cannot be measured'): latency(net, 32, **kw)
     for f in latency, count_macs, memory_of:
-        with pytest.raises(IchError, match='takes pictures of 32 x 32'): f(net, 64)
-        with pytest.raises(IchError, match='cannot take a picture of 4 x 4'): f(net, 4)
+        with pytest.raises(IchError, match='takes images of 32 x 32'): f(net, 64)
+        with pytest.raises(IchError, match='cannot take an image of 4 x 4'): f(net, 4)
     assert net.training
     table = cost_table(['lenet5', 'lecture_cnn'], n=2)
     assert list(table.index) == ['lenet5', 'lecture_cnn'] and table.parameters.tolist() == [62_006, 122_570]
@@ -169,19 +173,20 @@ def test_confusion_of_every_small_case():
         assert (confusion(list(y), list(p), PETS).to_numpy() == sk.confusion_matrix(y, p, labels=[0, 1, 2])).all()
 
 
-def test_class_figures_against_scikit_learn():
+def test_class_metrics_against_scikit_learn():
     rng = np.random.default_rng(1)
     for k in 2, 3, 7:
         y = rng.choice(k, 200, p=rng.dirichlet(np.full(k, 3.)))
         p = rng.dirichlet(np.ones(k), 200)*.6 + .4*np.eye(k)[y]*rng.random((200, 1))
         named, vocab = p.argmax(1), [f'c{i}' for i in range(k)]
-        t, o = class_table(y, p, vocab), class_report(y, p, vocab, n=20)['overall']
+        t, overall = class_table(y, p, vocab), class_report(y, p, vocab, n=20)['overall']
         want = sk.precision_recall_fscore_support(y, named, labels=range(k), zero_division=np.nan)
         np.testing.assert_allclose(t[['precision', 'recall', 'F1']].to_numpy().T, want[:3])
         np.testing.assert_allclose(t.AUC, [sk.roc_auc_score(y == c, p[:, c]) for c in range(k)])
-        assert o['accuracy'] == pytest.approx((y == named).mean()) and o['macro_f1'] == pytest.approx(sk.f1_score(y, named, average='macro'))
-        assert o['baseline_accuracy'] == pytest.approx(np.bincount(y).max()/200)
-        assert o['baseline_macro_recall'] == pytest.approx(1/k)
+        assert overall['accuracy'] == pytest.approx((y == named).mean())
+        assert overall['macro_f1'] == pytest.approx(sk.f1_score(y, named, average='macro'))
+        assert overall['baseline_accuracy'] == pytest.approx(np.bincount(y).max()/200)
+        assert overall['baseline_macro_recall'] == pytest.approx(1/k)
 
 
 def test_names_numbers_and_columns_agree():
@@ -197,7 +202,8 @@ def test_intervals_follow_the_patients():
     y, who = rng.integers(0, 3, 40), np.arange(40)
     p = rng.dirichlet(np.ones(3), 40) + np.eye(3)[y]*.5
     p /= p.sum(1, keepdims=True)
-    one, ten = class_report(y, p, PETS, who, n=300), class_report(np.repeat(y, 10), np.repeat(p, 10, axis=0), PETS, np.repeat(who, 10), n=300)
+    one = class_report(y, p, PETS, who, n=300)
+    ten = class_report(np.repeat(y, 10), np.repeat(p, 10, axis=0), PETS, np.repeat(who, 10), n=300)
     for k in 'accuracy', 'macro_f1', 'macro_auc':  # ten copies of each image are worth no more
         assert ten['overall'][k] == pytest.approx(one['overall'][k])
         assert ten['overall'][f'{k}_ci'] == pytest.approx(one['overall'][f'{k}_ci'])
@@ -205,9 +211,11 @@ def test_intervals_follow_the_patients():
 
 
 @pytest.mark.parametrize('y, p, says', [
-    (['cat', 'cow'], [0, 1], "'cow' is no class"), ([0, 3], [0, 1], '3 is no class'), (['cat', None], [0, 1], '1 images have no class'),
-    ([0, 1], [0, 3], '3 is no class'), ([0, 1], [[.2, .3, .5]], 'labels have shape'), ([0], [[.5, np.nan, .5]], 'predictions are NaN'),
-    ([0], [[3., -1, 0]], 'apply a softmax'), ([], np.empty((0, 3)), 'no predictions'), ([[1, 1, 0]], [0], 'of no class, or of several'),
+    (['cat', 'cow'], [0, 1], "'cow' is no class"), ([0, 3], [0, 1], '3 is no class'),
+    (['cat', None], [0, 1], '1 images have no class'), ([0, 1], [0, 3], '3 is no class'),
+    ([0, 1], [[.2, .3, .5]], 'labels have shape'), ([0], [[.5, np.nan, .5]], 'predictions are NaN'),
+    ([0], [[3., -1, 0]], 'apply a softmax'), ([], np.empty((0, 3)), 'no predictions'),
+    ([[1, 1, 0]], [0], 'of no class, or of several'),
     ([[[1]]], [0], 'classes have shape')])
 def test_what_does_not_fit_is_said(y, p, says):
     for f in confusion, class_table, class_report, check_classes:
@@ -221,4 +229,5 @@ def test_vocabulary():
 
 def test_too_few_patients_have_no_interval():
     r = class_report([0, 1, 2], np.eye(3), PETS, groups=['a']*3, n=10)
-    assert r['overall']['accuracy'] == 1 and r['overall']['accuracy_ci'] is None and r['overall']['macro_auc_ci'] is None
+    assert r['overall']['accuracy'] == 1
+    assert r['overall']['accuracy_ci'] is None and r['overall']['macro_auc_ci'] is None
