@@ -136,5 +136,5 @@ def conclude(
         says = 'one seed, no verdict' if row.says == 'one seed' else row.says
         span = f' [{row.diff_low:+.{digits}f}, {row.diff_high:+.{digits}f}]' if row.diff_low == row.diff_low else ''
         difference = f'{row.difference:+.{digits}f}{span}'
-        lines.append(f'**{row.Index}**: **{says}**; {row.mean:.{digits}f}, a difference of {difference} from {ref}.')
+        lines.append(f'**{row.Index}**: **{says}**; {row.mean:.{digits}f}, a difference of {difference} from *{ref}*.')
     return MarkdownText('\n'.join(f'- {line}' for line in lines))
