@@ -1,4 +1,4 @@
-"What explore and headers compute, against figures worked out by hand and against scikit-learn."
+"What explore and headers compute, compared with values worked out by hand and with scikit-learn."
 import subprocess
 import sys
 
@@ -25,21 +25,24 @@ def frame(raw):
 
 @pytest.fixture(scope='module')
 def signal():
-    "Slices of 30 patients whose column `tells` says most of the label, and whose ids are in no order."
+    "Slices of 30 patients. The column `tells` predicts most of the label; the ids are in no order."
     rng = np.random.default_rng(5)
     n = 300
     tells = rng.uniform(size=n)
-    df = pd.DataFrame(dict(sop=rng.permutation(n), group=np.repeat(np.arange(30), 10), any=(tells + rng.normal(0, .15, n) > .5).astype(int)))
+    sop = rng.permutation(n)
+    label = (tells + rng.normal(0, .15, n) > .5).astype(int)
+    df = pd.DataFrame(dict(sop=sop, group=np.repeat(np.arange(30), 10), any=label))
     return df, pd.DataFrame(dict(tells=tells, noise=rng.uniform(size=n)))
 
 
 def test_import_needs_no_torch():
-    code = "import sys, ich_fastai.explore, ich_fastai.headers; sys.exit('torch' in sys.modules)"
+    code = "import sys, ich_fastai.studies.explore, ich_fastai.studies.headers; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
 def test_blank_price_by_hand():
-    df = pd.DataFrame(dict(group=list('aaabbc'), img_pct_window=[0, .05, .3, .019, .1, .2], subdural=[0, 1, 1, 0, 1, 0], any=[0, 1, 1, 0, 1, 1]))
+    df = pd.DataFrame(dict(group=list('aaabbc'), img_pct_window=[0, .05, .3, .019, .1, .2],
+                           subdural=[0, 1, 1, 0, 1, 0], any=[0, 1, 1, 0, 1, 1]))
     price = blank_price(df, (0, .02, .05, .1, .2, .21), ('subdural', 'any'))
     assert price.images_dropped.tolist() == [0, 2, 2, 3, 4, 5]  # a slice that has just the threshold is kept
     assert price.any_lost.tolist() == [0, 0, 0, 1, 2, 3]
@@ -48,13 +51,15 @@ def test_blank_price_by_hand():
 
 
 def test_blank_price_without_the_label():
-    price = blank_price(pd.DataFrame(dict(group=list('ab'), img_pct_window=[0, 1], any=[0, 0])), (.5,), ('any',))
+    df = pd.DataFrame(dict(group=list('ab'), img_pct_window=[0, 1], any=[0, 0]))
+    price = blank_price(df, (.5,), ('any',))
     assert price.images_dropped[.5] == 1 and np.isnan(price.any_share[.5])
 
 
 def test_price_of_rsna_counts():
-    "The figures of the public code: 386,114 slices, 57.3 % of all, and 26.0 % of the bleeds."
-    rsna = pd.DataFrame(dict(upto=[0, .02, .05, .1, .2, .3, 1], images=[7_990, 70_673, 19_706, 45_886, 241_859, 226_345, 61_798],
+    "The values of the public code: 386,114 slices, 57.3 % of all, and 26.0 % of the bleeds."
+    rsna = pd.DataFrame(dict(upto=[0, .02, .05, .1, .2, .3, 1],
+                             images=[7_990, 70_673, 19_706, 45_886, 241_859, 226_345, 61_798],
                              positive=[0, 61, 696, 3_312, 21_137, 55_437, 16_459]))
     row = price_of_counts(rsna, (0, .2)).loc[.2]
     assert row.images_dropped == 386_114 and row.positive_lost == 25_206
@@ -71,7 +76,8 @@ def test_cooccurrence(frame):
 
 
 def test_bins_hold_their_upper_edge():
-    assert into_bins(pd.Series([-1, 0, .1, .5, .6]), (0, .5)).tolist() == ['up to 0', 'up to 0', '0 to 0.5', '0 to 0.5', 'over 0.5']
+    bins = into_bins(pd.Series([-1, 0, .1, .5, .6]), (0, .5)).tolist()
+    assert bins == ['up to 0', 'up to 0', '0 to 0.5', '0 to 0.5', 'over 0.5']
     rate = label_rate(pd.DataFrame(dict(group=[1, 2], any=[1, 0], v=[.1, .2])), 'v', (0, .5, 1))
     assert rate.images.tolist() == [2, 0] and np.isnan(rate.rate.iloc[1])  # an empty bin is shown, with no rate
 
@@ -102,7 +108,8 @@ def test_features_are_numbers_that_differ(frame):
     assert x.index.equals(frame.index) and (x.dtypes == float).all() and (x.nunique() > 1).all()
     assert not x.T.duplicated().any() and 'spacing_x' not in x and 'any' not in x
     names = fingerprints(x, frame.group)
-    assert names.only_one_patient['spacing_y'] == names.same_in_patient['spacing_y'] == 1 and names.same_in_patient['height'] == 0
+    assert names.only_one_patient['spacing_y'] == names.same_in_patient['spacing_y'] == 1
+    assert names.same_in_patient['height'] == 0
 
 
 def test_misaligned_gives_chance_and_joined_gives_more(signal):
@@ -110,7 +117,8 @@ def test_misaligned_gives_chance_and_joined_gives_more(signal):
     shifted = misaligned(df, df.sort_values('sop'), ('any',))
     assert sorted(shifted['any']) == sorted(df['any'])
     orders = [misaligned(df, df.sample(frac=1, random_state=k), ('any',)) for k in range(6)]  # one order may be lucky
-    preds = {k: metadata_forest(x, o, seeds=(0,), trees=20)[0] for k, o in {**dict(enumerate(orders)), 'id': df, 'row': shifted}.items()}
+    frames = {**dict(enumerate(orders)), 'id': df, 'row': shifted}
+    preds = {k: metadata_forest(x, o, seeds=(0,), trees=20)[0] for k, o in frames.items()}
     assert abs(compare_preds({k: preds[k] for k in range(6)}, 0, n=1).value.mean() - .5) < .06
     table = compare_preds(dict(id=preds['id'], row=preds['row']), 'id', n=300)
     assert table.value['id'] > .85 and table.half['id'] == 'above 0.5' and table.says['row'] == 'lower'
@@ -124,7 +132,8 @@ def test_misaligned_wants_enough_labels(signal):
 def test_balance(frame):
     half = balance(frame, seed=1)
     assert half['any'].mean() == .5 and half['any'].sum() == frame['any'].sum()
-    assert half.index.is_monotonic_increasing and balance(frame, seed=1).equals(half) and not balance(frame, seed=2).equals(half)
+    assert half.index.is_monotonic_increasing and balance(frame, seed=1).equals(half)
+    assert not balance(frame, seed=2).equals(half)
 
 
 def test_forest_keeps_patients_apart(signal):
@@ -144,9 +153,11 @@ def test_forest_keeps_patients_apart(signal):
 def test_compare_equals_scikit_learn(signal):
     df, x = signal
     preds, _ = metadata_forest(x, df, seeds=(0, 1), trees=10)
-    by_hand = [np.mean([roc_auc_score(o.y_any, o.p_any) for _, o in each.groupby('fold')]) for _, each in preds.groupby('seed')]
+    by_hand = [np.mean([roc_auc_score(o.y_any, o.p_any) for _, o in each.groupby('fold')])
+               for _, each in preds.groupby('seed')]
     row = compare_preds(dict(a=preds), 'a', n=50).loc['a']
-    assert row.value == pytest.approx(np.mean(by_hand), abs=1e-12) and row.sd == pytest.approx(np.std(by_hand, ddof=1), abs=1e-12)
+    assert row.value == pytest.approx(np.mean(by_hand), abs=1e-12)
+    assert row.sd == pytest.approx(np.std(by_hand, ddof=1), abs=1e-12)
     accuracy = compare_preds(dict(a=preds), 'a', metric='accuracy', n=50).value['a']
     assert accuracy == pytest.approx(((preds.p_any > .5) == preds.y_any).mean(), abs=1e-12)
 
@@ -156,5 +167,6 @@ def test_compare_refuses(signal):
     preds, _ = metadata_forest(x, df, seeds=(0,), trees=5)
     with pytest.raises(FrameError, match='no predictions named'): compare_preds(dict(a=preds), 'b')
     with pytest.raises(FrameError, match="'auc' or 'accuracy'"): compare_preds(dict(a=preds), 'a', metric='f1')
-    with pytest.raises(FrameError, match='different patients'): compare_preds(dict(a=preds, b=preds[preds.group > 2]), 'a')
+    fewer = dict(a=preds, b=preds[preds.group > 2])
+    with pytest.raises(FrameError, match='different patients'): compare_preds(fewer, 'a')
     with pytest.raises(FrameError, match='fewer folds'): metadata_forest(x, df.assign(any=0), seeds=(0,))
