@@ -21,7 +21,8 @@ def head(
     notebook: nbformat.NotebookNode,
 ) -> tuple[str, str]: # title, and the sentence below it; empty where there is none
     "Read the title of a notebook."
-    first = next((o.source for o in notebook.cells if o.cell_type != 'code' and re.search('^# ', o.source, re.M)), '')
+    texts = [o.source for o in notebook.cells if o.cell_type != 'code']
+    first = next((o for o in texts if re.search('^# ', o, re.M)), '')
     title, said = re.search('^# (.+)', first, re.M), re.search('^> (.+)', first, re.M)
     return title[1] if title else '', said[1] if said else ''
 
@@ -45,13 +46,15 @@ def write_docs() -> int: # pages
         up = '../' * (len(place.parts) - 1)
         body, _ = exporter.from_notebook_node(notebook, resources={'metadata': {'name': head(notebook)[0] or path.stem}})
         body = re.sub(r'(href="[^":]+)\.ipynb([#"])', r'\1.html\2', body)
-        body = re.sub('(<body[^>]*>)', rf'\1<p style="margin:1em"><a href="{up}contents.html">ich_fastai: contents</a></p>', body, 1)
+        back = f'<p style="margin:1em"><a href="{up}contents.html">ich_fastai: contents</a></p>'
+        body = re.sub('(<body[^>]*>)', lambda found: found[0] + back, body, count=1)
         (OUT/place).parent.mkdir(parents=True, exist_ok=True)
         (OUT/place).write_text(body, encoding='utf-8')
         if path.stem != 'index': folders.setdefault(place.parent, []).append((place, *head(notebook)))
     sections = []
-    for folder, pages in sorted(folders.items(), key=lambda pair: (pair[0].as_posix().startswith(('studies', 'teaching')), pair[0])):
-        lines = [f'<li><a href="{place.as_posix()}">{html.escape(title)}</a> {html.escape(said)}</li>' for place, title, said in pages]
+    for folder, pages in sorted(folders.items(), key=lambda pair: (pair[0].name[:1].isalpha(), pair[0])):
+        lines = [f'<li><a href="{place.as_posix()}">{html.escape(title)}</a> {html.escape(said)}</li>'
+                 for place, title, said in pages]
         name = folder.name or 'The beginning, the end, and single modules'
         sections.append(f'<h2>{html.escape(name)}</h2><p>{html.escape(gist(folder))}</p><ul>{"".join(lines)}</ul>')
     (OUT/'contents.html').write_text(PAGE.format('\n'.join(sections)), encoding='utf-8')
