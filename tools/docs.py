@@ -44,7 +44,8 @@ def write_docs() -> int: # pages
         place = path.relative_to(ROOT/'nbs').with_suffix('.html')
         notebook = nbformat.read(path, 4)
         up = '../' * (len(place.parts) - 1)
-        body, _ = exporter.from_notebook_node(notebook, resources={'metadata': {'name': head(notebook)[0] or path.stem}})
+        about = {'metadata': {'name': head(notebook)[0] or path.stem}}
+        body, _ = exporter.from_notebook_node(notebook, resources=about)
         body = re.sub(r'(href="[^":]+)\.ipynb([#"])', r'\1.html\2', body)
         back = f'<p style="margin:1em"><a href="{up}contents.html">ich_fastai: contents</a></p>'
         body = re.sub('(<body[^>]*>)', lambda found: found[0] + back, body, count=1)
