@@ -240,7 +240,7 @@ def clean_dicoms(
         todo = [o for o in names if books.key(o) not in books.journal.done]
         try: _run(src, todo, out, opts, workers, books)
         except OSError as e:
-            raise IchError(f'{out} cannot be written ({e.strerror or e}). Free some space or correct the rights; '
+            raise IchError(f'{out} cannot be written ({e.strerror or e}). Make room or correct the rights; '
                 'the same command then goes on from where it was.') from e
         finally: books.close()
         return _finish(src, out, opts, names, books, labels, time.monotonic() - start)
