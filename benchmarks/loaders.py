@@ -38,7 +38,7 @@ def frames(
 
 def loaders(
     df: pd.DataFrame,
-    image: str, # see `data.blocks.IMAGES`
+    image: str, # see `data.blocks.IMAGE_KINDS`
     leave_out: tuple = (), # classes of batch transforms to remove; `object` removes all
     resize: bool = True,
 ) -> DataLoaders:
