@@ -13,7 +13,7 @@ LESSONS = 'lessons'  # exported by `nbs/teaching`, whose notebooks are read in a
 
 def number(name):
     "The number that a notebook or its folder begins with."
-    return re.match(r'\d+[a-z]?(?=_)', name)[0]
+    return int(re.match(r'\d+(?=_)', name)[0])
 
 
 def notebooks():
@@ -35,7 +35,7 @@ def modules():
 def floor(fn):
     "Where a notebook stands: the number of its folder, then its own."
     parts = fn.relative_to(ROOT/'nbs').parts
-    return tuple(number(o) for o in parts) if parts[0] != 'teaching' else ('99', number(parts[1]))
+    return tuple(number(o) for o in parts) if parts[0] != 'teaching' else (99, number(parts[1]))
 
 
 def imports(text, module):
@@ -61,7 +61,7 @@ def test_one_notebook_one_module():
 
 
 def test_no_two_on_a_floor():
-    taken = [o for o in RANK.values() if o[0] != '99']
+    taken = [o for o in RANK.values() if o[0] != 99]
     assert len(set(taken)) == len(taken)
     for folder in {o.parent for o in notebooks().values()} - {ROOT/'nbs'}:
         if folder.name != 'teaching': assert re.fullmatch(r'\d\d_[a-z]+', folder.name), folder

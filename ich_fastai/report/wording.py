@@ -103,7 +103,7 @@ def _again(run: Run) -> str:
     args = dict(run.args)
     trained, source = args.pop('train_fn'), args.pop('data')
     more = ''.join(f', {k}={short(v)!r}' if isinstance(v, str) else f', {k}={v!r}' for k, v in args.items())
-    return f'from ich_fastai.train.folds import cross_validate, {trained}\n\n' \
+    return f'from ich_fastai.train import cross_validate, {trained}\n\n' \
            f'cross_validate({trained}, {short(source)!r}{more})'
 
 def made_words(
