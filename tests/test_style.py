@@ -19,9 +19,10 @@ PACKAGES = {o.parent.name for o in (ROOT/'ich_fastai').glob('*/__init__.py')}
 FILES = 'css csv dcm html ipynb jpg json jsonl key md npy onnx parquet png pth py safetensors txt zip'.split()
 # what a reader stumbled over once, and what the glossary replaced
 PHRASES = ('nothing was chosen by', 'likewise', 'whoever', 'unlike the training', 'counts for nothing',
-           'the project report', 'validation side', 'test side', 'training side', 'drawing patients', 'exclude each other',
-           'goes into the way', 'come in by a hole', 'gone on with', 'ask of you', 'turn to be held out is dealt',
-           'straight line that is drawn', 'taken apart', 'tell small differences from luck', 'a row a', 'a line a scan')
+           'the project report', 'validation side', 'test side', 'training side', 'drawing patients',
+           'exclude each other', 'goes into the way', 'come in by a hole', 'gone on with', 'ask of you',
+           'turn to be held out is dealt', 'straight line that is drawn', 'taken apart',
+           'tell small differences from luck', 'a row a', 'a line a scan')
 
 
 def cells(fn): return json.loads(fn.read_text(encoding='utf-8'))['cells']

@@ -90,7 +90,7 @@ def _draws(preds: pd.DataFrame, label: str, metric: str, n: int, seed: int) -> t
     return measure(np.ones((n_groups, 1)))[:, 0], drawn
 
 # %% ../../nbs/10_metrics/05_compare.ipynb #c5ed1d3f
-HALF = ('above 0.5', 'below 0.5', 'not told from 0.5') # verdicts for a comparison with chance
+HALF = ('above 0.5', 'below 0.5', 'no difference shown from 0.5') # verdicts for a comparison with chance
 
 def compare_preds(
     preds: Mapping[str, pd.DataFrame], # variation -> table: group, seed, fold, y_<label>, p_<label>; the same patients
