@@ -197,7 +197,7 @@ def _run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     c.add_argument('--study', help='name of the study that the run belongs to')
     c.add_argument('--resume', metavar='RUN', help='go on with an interrupted run; give the same arguments')
 
-    c = command('report', _report, 'write one HTML page about runs that opens without a network', results)
+    c = command('report', _report, 'write a report about runs: one HTML page that needs no internet', results)
     c.add_argument('runs', metavar='RUN', nargs='+', help='ids or folders of runs')
     c.add_argument('--out', default='results/report', help='folder for the page and its tables')
     c.add_argument('--cleaned', metavar='FOLDER', help='the cleaned folder that the runs were trained on')
@@ -223,7 +223,7 @@ def _answer_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     c = command('predict', _predict, 'say what a model finds in a scan or in a folder of scans, most urgent first')
     c.add_argument('model', metavar='MODEL', help='a model folder, see ich export')
     c.add_argument('src', metavar='SCAN', help='a DICOM file, a folder (read with its subfolders), or a zip archive')
-    c.add_argument('--out', metavar='DIR', help='folder for prediction.json and a page that opens without a network')
+    c.add_argument('--out', metavar='DIR', help='folder for prediction.json and a page that needs no internet')
     c.add_argument('--sr', action='store_true', help='with --out: also DICOM structured reports')
     c.add_argument('--sc', action='store_true', help='with --out: also heat maps as DICOM secondary captures')
     c.add_argument('--threads', type=int, help='one per core if not given')
@@ -233,7 +233,7 @@ def _answer_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     c.add_argument('--port', type=int, help='of this machine; the first free one from 7860 on if not given')
     c.add_argument('--limit', type=int, default=1000, metavar='MB', help='most that may be dropped at once')
 
-    c = command('demo', _demo, 'run the whole road once, in minutes: phantom set, cleaning, training, report')
+    c = command('demo', _demo, 'run all steps once, in minutes: synthetic patients, cleaning, training, report, answer')
     c.add_argument('--out', default='results/demo', help='folder for all of it')
     c.add_argument('--patients', type=int, help='number of synthetic patients; fewer patients give wider intervals')
     c.add_argument('--seed', type=int, default=0, help='of patients, split and training')

@@ -18,7 +18,8 @@ LIMITS = '\n'.join([
     '`ich predict` says where a scan differs from the training scans, if the header and the grey values show it.',
     '- Probabilities and thresholds were fitted on the validation set, at the share of bleeds that it has. '
     'Where bleeds are rarer, a probability is too high.',
-    '- A heat map shows how much the answer would fall without a place of the image. It is not an outline of a bleed.'])
+    '- A heat map shows how much the probability would fall if one place of '
+    'the image were hidden. It is not an outline of a bleed.'])
 
 _KINDS = dict(phantom='synthetic heads, computed by a program: **these metrics show that the software works, '
                       'and say nothing about patients**',
@@ -54,7 +55,7 @@ def _study_words(study: dict) -> str: # study: `study` of pipeline.json
     compared = ', '.join(f'{rule} {auc:.3f}' for rule, auc in study['compared'].items())
     on = study['fitted_on']
     words = (f"The rule is `{study['rule']}`. It has the highest AUC on {on['scans']} validation scans of "
-             f"{on['patients']} patients ({compared}). On the same scans its score was made a probability for "
+             f"{on['patients']} patients ({compared}). On the same scans its score was turned into a probability for "
              f"{', '.join(study['lines'])}.")
     triage = study['triage']
     if triage is None:
@@ -62,7 +63,8 @@ def _study_words(study: dict) -> str: # study: `study` of pipeline.json
                         'or all validation scans are of one kind.')
     without = triage['scans'] - triage['positive']
     words += (f" Scans are sorted by `{triage['label']}`. Below {triage['rule_out']:.3g} a scan is ruled out; this "
-              f"threshold keeps {triage['sensitivity']:.0%} of {triage['positive']} scans with a bleed. "
+              f"threshold was chosen so that {triage['sensitivity']:.0%} of the {triage['positive']} "
+              "validation scans with a bleed are not ruled out. "
               f"From {triage['urgent']:.3g} on a scan is urgent; {triage['specificity']:.0%} of {without} scans "
               "without a bleed stay below.")
     return words + ' ' + _band_words(triage['measured'])

@@ -16,14 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
 
 from ..core import DataError
 from ..dicom.windows import SHOWN, WINDOWS, window
 
 # %% ../../nbs/03_images/00_read.ipynb #80eceb6e
-_PIL_ERRORS = OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError
-
 def read_rgb(
     fn: str|os.PathLike|bytes, # an image file, or its content
     row: np.ndarray|None = None, # uint8 (rows, columns, 3); a JPEG of just this size is decoded into it
@@ -38,8 +35,8 @@ def read_rgb(
         if space in ('YCbCr', 'Gray', 'RGB'):
             buffer = row if row is not None and row.shape == (*size, 3) else None
             return simplejpeg.decode_jpeg(data, buffer=buffer)
-        with Image.open(io.BytesIO(data)) as img: return np.asarray(img.convert('RGB'))
-    except _PIL_ERRORS as e:
+        return _read_with_pil(data)
+    except (OSError, SyntaxError, ValueError, EOFError) as e:
         name = 'An image' if data is fn else f'The image {fn}'
         raise DataError(f'{name} is not whole, or is no image ({e}); make it again.') from e
 
@@ -48,6 +45,12 @@ def _read_bytes(fn: str|os.PathLike) -> bytes:
         with open(fn, 'rb', buffering=0) as f: return f.read()
     except OSError as e:
         raise DataError(f'The image {fn} cannot be read: {e.strerror}.') from e
+
+def _read_with_pil(data: bytes) -> np.ndarray:
+    from PIL import Image  # imported here: cleaning needs no PIL, and most images are JPEGs
+    try:
+        with Image.open(io.BytesIO(data)) as img: return np.asarray(img.convert('RGB'))
+    except Image.DecompressionBombError as e: raise ValueError(str(e)) from e  # has only Exception in common with others
 
 # %% ../../nbs/03_images/00_read.ipynb #ccd1d41c
 def fit_into(
@@ -178,6 +181,7 @@ def image_uri(
     side: int|None = None, # a larger image is made this many pixels wide and high; None leaves it as it is
 ) -> str: # 'data:image/jpeg;base64,...'
     "Turn an image into a JPEG that stands in a page without a file."
+    from PIL import Image
     if side is not None and max(img.shape[:2]) > side: img = cv2.resize(img, (side, side), interpolation=cv2.INTER_AREA)
     out = io.BytesIO()
     Image.fromarray(img).save(out, 'JPEG', quality=quality)

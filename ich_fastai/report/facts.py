@@ -153,14 +153,24 @@ def exclusive_classes(
 # %% ../../nbs/16_report/00_facts.ipynb #21ecb5b0
 def evidence_tables(
     run: Run, # with `preds`
+    frame: pd.DataFrame|None = None, # from `split_frame`: its `z` orders the slices, so that `smooth3` is measured too
     n: int = 1000, # resamples of the bootstrap over patients
 ) -> dict[str, pd.DataFrame]: # `points`, `levels`, each with a column `run`; a table without rows is left out
     "Measure operating points and patient level of a run."
     test, valid = test_and_valid(run)
     vocab, tables = labels_of(run), {}
     if valid is not None: tables['points'] = operating_points(valid, test, vocab, n=n)
-    if test.group.nunique() < len(test): tables['levels'] = level_table(test, vocab, ('max', 'top3', 'mean'), n)
-    return {k: v.assign(run=run.id) for k, v in tables.items() if len(v)}
+    if test.group.nunique() < len(test):
+        ordered = _with_positions(test, frame)
+        rules = ('max', 'top3', *(('smooth3',) if 'z' in ordered else ()), 'mean')
+        tables['levels'] = level_table(ordered, vocab, rules, n)
+    return {name: table.assign(run=run.id) for name, table in tables.items() if len(table)}
+
+def _with_positions(preds: pd.DataFrame, frame: pd.DataFrame|None) -> pd.DataFrame:
+    "Add the position `z` of each slice, if the frame knows all of them."
+    if frame is None or 'z' not in frame: return preds
+    z = pd.Series(frame.z.to_numpy(), [Path(o).name for o in frame.fn]).reindex([Path(o).name for o in preds.fn])
+    return preds if z.isna().any() else preds.assign(z=z.to_numpy())
 
 # %% ../../nbs/16_report/00_facts.ipynb #473bed25
 def _same_images(a: Run, b: Run) -> tuple[pd.DataFrame|None, list[str], str]:

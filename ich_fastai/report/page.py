@@ -64,21 +64,20 @@ def _chosen(run: Run) -> pd.DataFrame|None:
 # %% ../../nbs/16_report/03_page.ipynb #03a00002
 COMPARE = 20_000 # images up to which the audit reads the contents of all files
 
-def _evidence(run: Run) -> tuple[dict, dict]:
+def _evidence(run: Run, frame: pd.DataFrame|None = None) -> tuple[dict, dict]:
     "Collect calibration, thresholds and patients: what the page shows, and the tables behind it."
     if run.preds is None or not run.metrics.get('labels'):
         say = 'The predictions of this run were not kept, so its calibration cannot be shown.'
         return dict(trust=[], trust_notes=[say], trust_table=None, levels=None, points=_chosen(run)), {}
     plots, table, notes = calibration_plots(run)
-    tables = evidence_tables(run) | ({} if table is None else dict(calibration=table.assign(run=run.id)))
+    tables = evidence_tables(run, frame) | ({} if table is None else dict(calibration=table.assign(run=run.id)))
     points, levels = (say(tables[k].drop(columns='run')) if k in tables else None
                       for k, say in (('points', point_words), ('levels', level_words)))
     trust = dict(trust=plots, trust_notes=notes, trust_table=None if table is None else calibration_words(table))
     return trust | dict(levels=levels, points=_chosen(run) if points is None else points), tables
 
-def _split(run: Run, cleaned: str|os.PathLike|None) -> dict:
+def _split(run: Run, cleaned: str|os.PathLike|None, frame: pd.DataFrame|None) -> dict:
     "Collect the counts of each set, and whether the split leaks."
-    frame = split_frame(run, cleaned) if cleaned else None
     leaks, audit = audit_words(run, frame, cleaned if frame is not None and len(frame) <= COMPARE else None)
     if cleaned and frame is None and run.preds is not None and 'fold' not in run.preds:
         audit.append('The cleaned folder does not match the data of this run.')
@@ -101,14 +100,15 @@ def _facts(run: Run, cleaned: str|os.PathLike|None, images: int, seed: int) -> d
     learning, learning_notes = learning_plots(run)
     rocs, roc_notes = roc_plots(run)
     shots, rule, grid = prediction_shots(run, images, seed)
-    evidence, tables = _evidence(run)
+    frame = split_frame(run, cleaned) if cleaned else None
+    evidence, tables = _evidence(run, frame)
     if grid is not None: tables['grid'] = grid
     facts = dict(name=run_name(run), kind=kind_of(run), measured=measured, notes=notes,
                  results=[_tile(o) for o in result_table(run).itertuples()], aucs=auc_plot(run),
                  learning=learning, learning_notes=learning_notes, rocs=rocs, roc_notes=roc_notes,
                  card=_card(run), folds=text_table(pd.DataFrame(run.metrics.get('folds', []))),
                  shots=shots, rule=rule, tables=tables)
-    return facts | _split(run, cleaned) | evidence | _repeat(run)
+    return facts | _split(run, cleaned, frame) | evidence | _repeat(run)
 
 def _name_runs(facts: list[dict], runs: list[Run]) -> None:
     "Add the id to names that occur twice, and the kind of data if there are two kinds."

@@ -32,7 +32,7 @@ def text_table(
 def _notes(run: Run) -> list[str]:
     "Say what must be known about the results of a run."
     grey, notes = run.record.get('grey_baseline'), []
-    if run.metrics.get('on') == 'valid':
+    if run.metrics.get('on') == 'valid' and run.args.get('keep', 'best') == 'best':
         notes.append('The best epoch was chosen on these images, so the results may be a little too good.')
     if run.task == 'multilabel' and run.args.get('only_bleeds'):
         notes.append('Only images with a bleed were used, as in the source project. The question is which kind of '
@@ -234,11 +234,11 @@ def limit_words(
         'some images do, the results are too good and the intervals too narrow.')
     if any(o.record.get('data', {}).get('split') == 'slice' for o in runs): say.append(
         'A run was split slice by slice. Its results are too good. They are shown only to repeat the source project.')
-    return say + ['The network judges each image alone. What that means for a patient, who has about thirty images, is '
-                  'another question with other results.',
+    return say + ['The network judges each image alone. A patient has about thirty images, and each of them can cause '
+                  'a false alarm. So results for patients differ from results for images.',
                   'The labels are taken as true. Radiologists disagree about some of them.',
-                  'Intervals cover which patients were sampled, not the randomness of training: a different seed gives '
-                  'a different network.']
+                  'The intervals show the effect of which patients were sampled. They do not show '
+                  'the chance in the training: another seed gives another network.']
 
 # %% ../../nbs/16_report/01_wording.ipynb #761b7ad8
 def summary(

@@ -43,18 +43,25 @@ def side_by_side(
     link: str = 'nbs/studies', # the same folder, as the page links to it
 ) -> MarkdownText: # a Markdown table; raises `IchError` if no notebook shows one
     "Join the tables that the studies show beside their sources."
+    rows = _beside_rows(nbs, link)
+    if not rows: raise IchError(f"No notebook in {nbs} shows a table that begins with '{BESIDE}'; run them first.")
+    return MarkdownText('\n'.join([f'{BESIDE} study |', '|---|---|---|---|', *rows]))
+
+def _beside_rows(nbs: str|os.PathLike, link: str) -> list[str]:
+    "Return the rows of all tables that begin with `BESIDE`, each with a link to its notebook."
     rows = []
     for fn in sorted(Path(nbs).glob('[0-9]*.ipynb')):
         shown = [text for cell in _shown_markdown(read_json(fn)['cells']) for text in cell]
         tables = [text.splitlines() for text in shown if text.startswith(BESIDE)]
         rows += [f'{row} [{fn.stem[:2]}]({link}/{fn.name}) |' for table in tables for row in table[2:]]
-    if not rows: raise IchError(f"No notebook in {nbs} shows a table that begins with '{BESIDE}'; run them first.")
-    return MarkdownText('\n'.join([f'{BESIDE} study |', '|---|---|---|---|', *rows]))
+    return rows
 
 # %% ../../nbs/19_studies/07_results.ipynb #10150766
 _BEGIN = ('Made by `make results` from the saved runs. Every claim comes from a notebook that reads them. '
           '**Phantom** runs are of synthetic patients: they compare recipes and say nothing about patients. '
           'Intervals are 95 %.')
+_BESIDE_NOTE = ('The sister studies repeat three other sources on real images. What the sources report and what was '
+                'measured here come from other images and other splits. Each notebook says what its values are worth.')
 _NO_RUNS = 'No claim from saved runs: the notebook computes everything when it is run.'
 
 def results_text(
@@ -62,7 +69,8 @@ def results_text(
     results: str|os.PathLike = 'results', # folder of the results
 ) -> str: # Markdown; raises `IchError` if a notebook names a study that has no run
     "Say what was found, and by which runs."
-    parts = ['# Results', _BEGIN]
+    parts, link = ['# Results', _BEGIN], Path(os.path.relpath(nbs, Path(results).parent)).as_posix()
+    if _beside_rows(nbs, link): parts += ['## Reported beside measured', _BESIDE_NOTE, side_by_side(nbs, link)]
     for fn in sorted(Path(nbs).glob('[0-9]*.ipynb')): parts += _section(fn, results)
     return '\n\n'.join(parts) + '\n'
 
