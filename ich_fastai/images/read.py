@@ -50,7 +50,7 @@ def _read_with_pil(data: bytes) -> np.ndarray:
     from PIL import Image  # imported here: cleaning needs no PIL, and most images are JPEGs
     try:
         with Image.open(io.BytesIO(data)) as img: return np.asarray(img.convert('RGB'))
-    except Image.DecompressionBombError as e: raise ValueError(str(e)) from e  # has only Exception in common with others
+    except Image.DecompressionBombError as e: raise ValueError(str(e)) from e  # no other error is its parent
 
 # %% ../../nbs/03_images/00_read.ipynb #ccd1d41c
 def fit_into(

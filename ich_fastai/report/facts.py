@@ -70,7 +70,7 @@ def _metric_row(run: Run, name: str, key: str, of: Callable, baseline: str, valu
 
 def result_table(
     run: Run, # with `metrics`
-) -> pd.DataFrame: # one row per metric: value, interval (95 %), baseline, grey values with interval, difference
+) -> pd.DataFrame: # one row per metric: value, interval, baseline, grey values with interval, difference
     "Put the main metrics of a run beside their baselines."
     over, labels = run.metrics.get('overall', {}), run.metrics.get('labels', {})
     def overall(card): return card.get('overall', {})
@@ -112,8 +112,8 @@ def split_frame(
 
 def split_table(
     run: Run,
-    frame: pd.DataFrame|None = None, # from `split_frame`; without it the positives of the training set are not known
-) -> pd.DataFrame: # one row per set: run, side (the set), images, patients, positives of each label (NaN: not known)
+    frame: pd.DataFrame|None = None, # from `split_frame`; without it the training set is not counted by label
+) -> pd.DataFrame: # one row per set: run, side (the set), images, patients, positives (NaN: unknown)
     "Count images, patients and positive images of each set."
     data, rows = run.record.get('data', {}), []
     vocab = data.get('vocab', [])
@@ -153,7 +153,7 @@ def exclusive_classes(
 # %% ../../nbs/16_report/00_facts.ipynb #21ecb5b0
 def evidence_tables(
     run: Run, # with `preds`
-    frame: pd.DataFrame|None = None, # from `split_frame`: its `z` orders the slices, so that `smooth3` is measured too
+    frame: pd.DataFrame|None = None, # from `split_frame`: `z` orders the slices, which `smooth3` needs
     n: int = 1000, # resamples of the bootstrap over patients
 ) -> dict[str, pd.DataFrame]: # `points`, `levels`, each with a column `run`; a table without rows is left out
     "Measure operating points and patient level of a run."
@@ -179,7 +179,7 @@ def _same_images(a: Run, b: Run) -> tuple[pd.DataFrame|None, list[str], str]:
     labels = [o for o in labels_of(a) if o in labels_of(b)]
     if not labels: return None, [], 'no label in common'
     one, two = (test_and_valid(o)[0].assign(image=lambda d: d.fn.map(lambda fn: Path(fn).name)) for o in (a, b))
-    if one.image.duplicated().any() or two.image.duplicated().any(): return None, [], 'images measured more than once'
+    if one.image.duplicated().any() or two.image.duplicated().any(): return None, [], 'images measured twice'
     df = one.merge(two, on='image', suffixes=('', '_b'))
     if not len(one) == len(two) == len(df):
         return None, [], f'measured on other images ({len(df)} of {len(two)} are the same)'
@@ -217,7 +217,7 @@ def compare_runs(
 # %% ../../nbs/16_report/00_facts.ipynb #f2992deb
 def cleaning_facts(
     cleaned: str|os.PathLike, # a cleaned folder
-) -> tuple[dict, pd.DataFrame]: # clean.json, and the number of files by what became of them; raises `DataError`
+) -> tuple[dict, pd.DataFrame]: # clean.json, and the number of files by outcome; raises `DataError`
     "Read what became of the files of a source."
     load_manifest(cleaned)
     if not (Path(cleaned)/'clean.json').is_file():
@@ -280,7 +280,7 @@ def report_tables(
     runs: str|os.PathLike|Run|Sequence, # ids of runs, folders of runs, or `Run`
     cleaned: str|os.PathLike|None = None, # the cleaned folder they were trained on
     root: str|os.PathLike = 'results', # folder of the results
-) -> dict[str, pd.DataFrame]: # `results_`, `labels_`, `operating_`, `sides_`, `folds_` + kind; then those of the folder
+) -> dict[str, pd.DataFrame]: # `results_`, `labels_`, `operating_`, `sides_`, `folds_` + kind; the folder's
     "Tabulate runs, phantom and real in separate tables; tables without rows are left out."
     runs, tables = get_runs(runs, root), {}
     for kind in sorted({kind_of(o) for o in runs}):
