@@ -19,7 +19,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # must be set before anything imports ONNX Runtime
 
@@ -60,7 +59,7 @@ def choose(
     known: Mapping, # name -> thing
     kind: str, # what the names stand for, for the message: 'architecture', 'data set'
     hint: str = '', # a last sentence for the message
-) -> Any: # the thing; raises `IchError` that lists the near names
+) -> object: # the thing; raises `IchError` that lists the near names
     "Return `known[name]`, or raise an error that lists the names near it."
     if name in known: return known[name]
     near = difflib.get_close_matches(str(name), list(known), n=4, cutoff=0.5)
@@ -91,8 +90,8 @@ def atomic(
 
 # %% ../nbs/00_core.ipynb #33d79945
 def plain(
-    value: Any, # dicts, lists, tuples, sets, scalars, arrays or paths, nested
-) -> Any: # the same with plain Python values
+    value: object, # dicts, lists, tuples, sets, scalars, arrays or paths, nested
+) -> object: # the same with plain Python values
     "Convert a value to what JSON can hold: no NumPy scalars, no paths, no NaN."
     if isinstance(value, Mapping): return {str(k): plain(v) for k, v in value.items()}
     if hasattr(value, 'tolist'): return plain(value.tolist())
@@ -104,7 +103,7 @@ def plain(
 # %% ../nbs/00_core.ipynb #1c3e9960
 def write_json(
     fn: str|Path, # file to write
-    obj: Any, # what to write: anything that `core.plain` takes
+    obj: object, # what to write: anything that `core.plain` takes
 ) -> Path: # the file
     "Write a value as indented JSON, atomically."
     text = json.dumps(plain(obj), indent=1, ensure_ascii=False) + '\n'
@@ -113,7 +112,7 @@ def write_json(
 
 def read_json(
     fn: str|Path, # file to read
-) -> Any: # its value; raises `IchError` if the file is not JSON
+) -> object: # its value; raises `IchError` if the file is not JSON
     "Read a JSON file."
     try: return json.loads(Path(fn).read_text(encoding='utf-8'))
     except (ValueError, UnicodeDecodeError) as e:
