@@ -191,7 +191,7 @@ def worst_mistakes(
     "Choose the largest missed bleeds and the most confident false alarms of each label."
     parts = []
     for label in vocab:
-        cut = thresh[label] if isinstance(thresh, Mapping) else thresh
+        cut = _thresh_of(thresh, label)
         df = preds.assign(label=label, p=preds[f'p_{label}'], ml=preds[f'ml_{label}'])
         missed, alarms = df[df[f'y_{label}'].eq(1) & (df.p <= cut)], df[df[f'y_{label}'].eq(0) & (df.p > cut)]
         missed = missed.sort_values(['ml', 'p'], ascending=[False, True], kind='stable')
